@@ -2,8 +2,7 @@
 
 #include <sys/syscall.h>
 
-#include <algorithm>
-#include <array>
+#include <cerrno>
 
 #include "common/kernel/abi.h"
 #include "common/remote/x86_64/restart_calls.h"
@@ -41,7 +40,10 @@ Registers for_same_task(const Registers& stopped) {
 Registers for_elsewhere(const Registers& stopped) {
     Registers registers = for_same_task(stopped);
     if (restarts(registers)) return again(registers, registers.orig_rax);
-    if (in_call(registers) && result(registers) == -ERESTART_RESTARTBLOCK) registers.rax = static_cast<uint64_t>(-EINTR);
+    if (in_call(registers) && result(registers) == -ERESTART_RESTARTBLOCK) {
+        if (executor::arguments_tell_all(registers)) return again(registers, registers.orig_rax);
+        registers.rax = static_cast<uint64_t>(-EINTR);
+    }
     registers.orig_rax = ~0ull;
     return registers;
 }

@@ -21,8 +21,8 @@ Registers for_same_task(const Registers& stopped);
 //   -ERESTARTSYS, -ERESTARTNOINTR, -ERESTARTNOHAND: the call is made again: as fresh, pause() and read() go on.
 //   -ERESTART_RESTARTBLOCK: the restart block, which holds what is left of the time, does not travel.
 //     clock_nanosleep with TIMER_ABSTIME never gets here, its arguments say all (it is -ERESTARTNOHAND).
-//     poll, futex(FUTEX_WAIT): EINTR, which signal(7) lets both return at any stop; to wait the whole time again would
-//       double it.
+//     poll without a timeout, futex(FUTEX_WAIT_BITSET), whose timeout is absolute: made again.
+//     poll with a timeout, futex(FUTEX_WAIT): EINTR; to wait the whole time again would double it.
 //     nanosleep, relative clock_nanosleep: EINTR, the kernel wrote what is left to `rem` already, if there is one.
 //     others: EINTR.
 Registers for_elsewhere(const Registers& stopped);

@@ -1,9 +1,12 @@
 // Which system calls of this architecture a stop breaks off with a plain EINTR, and so need a fix-up.
 #pragma once
 
+#include <linux/futex.h>
 #include <sys/syscall.h>
 
 #include <cstdint>
+
+#include "common/remote/tracee.h"
 
 namespace godwit::executor {
 
@@ -40,6 +43,13 @@ constexpr bool broken_off_by_stop(long number) {
         default:
             return false;
     }
+}
+
+// True for a call with a restart block that waits as long when it is simply made again: without a timeout, or until a moment.
+inline bool arguments_tell_all(const Registers& registers) {
+    if (registers.orig_rax == SYS_poll) return static_cast<int32_t>(registers.rdx) < 0;
+    if (registers.orig_rax == SYS_futex) return (registers.rsi & FUTEX_CMD_MASK) == FUTEX_WAIT_BITSET;
+    return false;
 }
 
 }  // namespace godwit::executor
