@@ -78,5 +78,9 @@ def hosts_with_keys():
 def pair(hosts_with_keys):
     """Two hosts with keys; each test leaves them as it found them."""
     yield hosts_with_keys
-    hosts_with_keys.clear_victims()
-    hosts_with_keys.check_clean()
+    try:
+        hosts_with_keys.clear_victims()
+        hosts_with_keys.check_clean()
+    except BaseException:
+        hosts_with_keys.reset()
+        raise

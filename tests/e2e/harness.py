@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -219,6 +218,21 @@ class Pair:
     def clear_victims(self):
         while self.victims:
             self.victims.pop().kill()
+
+    def reset(self):
+        """Makes the hosts fit for the next test after one that failed, so that one failure stays one."""
+        for host in self.hosts:
+            self.stop_serving(host)
+            for group in reversed(cgroups_of(host)):
+                (host.cgroup / group / "cgroup.kill").write_text("1")
+            for pid in host.pids():
+                host.kill(pid)
+                host.wait_gone(pid)
+            for group in reversed(cgroups_of(host)):
+                with contextlib.suppress(OSError):
+                    os.rmdir(host.cgroup / group)
+            host.output(["rm", "-rf", STATE])
+        self.victims.clear()
 
     def godwit(self, host, *arguments, timeout=60, environment=None):
         """Runs the command on a host to its end."""

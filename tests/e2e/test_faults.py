@@ -4,13 +4,12 @@ A first run records the points of both agents (GODWIT_FAULT_TRACE). Each case th
 link, at one of them. After that the operator does what the manual says: starts `serve` again and runs `godwit
 recover` on both hosts. Nothing may be left behind. The short tier takes a sample, --slow takes all.
 """
-import os
 import time
 from pathlib import Path
 
 import pytest
 
-from harness import DONE, PRESET, UNCERTAIN, cgroups_of, wait_until
+from harness import DONE, PRESET, UNCERTAIN, wait_until
 
 pytestmark = pytest.mark.skipif(PRESET == "release", reason="release build: has no fault points")
 
@@ -117,24 +116,10 @@ def sweep(pair, side, faults):
             one_case(pair, side, fault)
         except AssertionError as error:
             failures.append(str(error)[:3000])
-            reset(pair)
+            pair.reset()
         assert len(failures) < 3, "\n\n".join(failures)
     print(f"{len(faults)} faults in the agent of host {side}")
     assert not failures, "\n\n".join(failures)
-
-
-def reset(pair):
-    """Makes the hosts fit for the next case after one that failed."""
-    pair.stop_serving(pair.b)
-    pair.clear_victims()
-    for host in pair.hosts:
-        for group in reversed(cgroups_of(host)):
-            (host.cgroup / group / "cgroup.kill").write_text("1")
-            wait_until(lambda: "populated 0" in (host.cgroup / group / "cgroup.events").read_text(), 10, f"{group} is empty")
-            os.rmdir(host.cgroup / group)
-        for pid in host.pids():
-            host.kill(pid)
-        host.output(["rm", "-rf", "/run/godwit-state"])
 
 
 @pytest.mark.limit(300)

@@ -95,7 +95,7 @@ void bind_again(const Kept& kept) {
 void make_device_folder() {
     struct Node { const char* name; unsigned major, minor; };
     static constexpr Node nodes[] = {{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8},
-                                     {"urandom", 1, 9}, {"tty", 5, 0}, {"fuse", 10, 229}};
+                                     {"urandom", 1, 9}, {"kmsg", 1, 11}, {"tty", 5, 0}, {"fuse", 10, 229}};
     // The minor of userfaultfd is given out at boot, so it is copied from the machine's own node.
     struct stat fault_node {};
     const bool has_faults = stat("/dev/userfaultfd", &fault_node) == 0;
