@@ -71,10 +71,10 @@ class Outcome:
 class Server:
     """`godwit serve` on a host, ready to accept."""
 
-    def __init__(self, pair, host, environment=None, options=None):
+    def __init__(self, pair, host, environment=None, options=None, listen=None):
         self.host = host
         self.log = pair.shared / f"serve-{host.name}-{next(pair.numbers)}.log"
-        argv = [GODWIT, "serve", "--listen", f"{host.address}:{PORT}", *(pair.security if options is None else options),
+        argv = [GODWIT, "serve", "--listen", listen or f"{host.address}:{PORT}", *(pair.security(host) if options is None else options),
                 "--state-dir", STATE, "-v"]
         with open(self.log, "wb") as log:
             self.process = host.popen(argv, stderr=log, stdout=log, stdin=subprocess.DEVNULL,
@@ -180,9 +180,7 @@ class Pair:
         try:
             self.a, self.b = self.hosts
             self.shared = self.hosts.shared
-            keys = self.shared / "keys"
-            subprocess.run([GODWIT, "keys", "init", keys], check=True, timeout=30, stdout=subprocess.DEVNULL)
-            self.security = ["--keys", str(keys)]
+            self.make_keys("keys")
         except BaseException:
             self.hosts.close()
             raise
@@ -193,13 +191,21 @@ class Pair:
             server.close()
         self.hosts.close()
 
+    def make_keys(self, name):
+        """Keys for both hosts, in a folder of that name."""
+        subprocess.run([GODWIT, "keys", "init", self.shared / name], check=True, timeout=30, stdout=subprocess.DEVNULL)
+
+    def security(self, host, name="keys"):
+        """Options by which the agent of a host proves who it is."""
+        return ["--keys", str(self.shared / name / ("source" if host is self.a else "destination"))]
+
     def other(self, host):
         return self.b if host is self.a else self.a
 
-    def serve(self, host, environment=None, options=None):
+    def serve(self, host, environment=None, options=None, listen=None):
         """(Re)starts the agent of a host."""
         self.stop_serving(host)
-        self.servers[host.name] = Server(self, host, environment, options)
+        self.servers[host.name] = Server(self, host, environment, options, listen)
         return self.servers[host.name]
 
     def stop_serving(self, host):
@@ -253,7 +259,7 @@ class Pair:
         """`godwit migrate` as it is; whoever calls looks at the outcome."""
         target = to or f"{self.other(source).address}:{PORT}"
         return self.godwit(source, "migrate", "--tree", pid, "--to", target, "--mode", "stop",
-                           *(self.security if security is None else security), "--state-dir", STATE, "--json", *options,
+                           *(self.security(source) if security is None else security), "--state-dir", STATE, "--json", *options,
                            timeout=timeout, environment=environment)
 
     def migrate(self, victim, *options, **kwargs):

@@ -21,6 +21,7 @@ def check_message(outcome):
     assert lines, "nothing was said"
     assert not any(word in outcome.stderr for word in ("terminate called", "Segmentation", "core dumped")), outcome.stderr
     assert max(map(len, lines)) < 600, outcome.stderr
+    assert "hint:" in outcome.stderr, f"no hint: {outcome.stderr}"
     return outcome
 
 
@@ -54,6 +55,31 @@ def test_insecure_says_so_loudly(pair, victim):
     victim.host = pair.b
     victim.check_running()
     pair.stop_serving(pair.b)
+
+
+@pytest.mark.smoke
+def test_unix_socket_of_root_needs_no_keys(pair, victim):
+    path = f"unix:{pair.shared}/agent.sock"
+    pair.serve(pair.b, options=[], listen=path)
+    pair.send(victim.pid, pair.a, to=path, security=[]).expect(DONE)
+    victim.host = pair.b
+    victim.check_running()
+    pair.stop_serving(pair.b)
+    assert not (pair.shared / "agent.sock").exists(), "the agent left its socket behind"
+
+
+def test_unix_socket_is_closed_to_others(pair):
+    pair.serve(pair.b, options=[], listen=f"unix:{pair.shared}/agent.sock")
+    assert (pair.shared / "agent.sock").stat().st_mode & 0o077 == 0
+    pair.stop_serving(pair.b)
+
+
+def test_keys_are_not_overwritten(pair):
+    folder = pair.shared / "keys"
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert len(before) >= 4 and all(p.stat().st_mode & 0o077 == 0 for p in before)
+    check_message(pair.godwit(pair.a, "keys", "init", folder).expect(FAILED, USAGE))
+    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 # ---- the other end ----
@@ -135,10 +161,10 @@ def test_silent_peer_is_given_up(pair, victim):
 @pytest.mark.parametrize("security", ["insecure", "foreign keys", "missing keys"])
 def test_without_a_valid_certificate(pair, victim, security):
     server = pair.serving(pair.b)
-    other = pair.shared / "foreign-keys"
-    if security == "foreign keys" and not other.exists():
-        subprocess.run([GODWIT, "keys", "init", other], check=True, timeout=30)
-    arguments = {"insecure": ["--insecure"], "foreign keys": ["--keys", other], "missing keys": ["--keys", pair.shared / "nothing"]}[security]
+    if security == "foreign keys":
+        pair.make_keys("foreign-keys")
+    arguments = {"insecure": ["--insecure"], "foreign keys": pair.security(pair.a, "foreign-keys"),
+                 "missing keys": ["--keys", pair.shared / "nothing"]}[security]
     expected = (NETWORK,) if security != "missing keys" else (FAILED, USAGE)
     check_message(pair.send(victim.pid, pair.a, security=arguments, timeout=60).expect(*expected))
     victim.check_running()
@@ -169,7 +195,7 @@ def test_silent_strangers_do_not_keep_others_out(pair, victim):
 
 def test_address_in_use(pair):
     pair.serving(pair.b)
-    with pair.b.popen([GODWIT, "serve", "--listen", f"{pair.b.address}:{PORT}", *pair.security, "--state-dir", "/run/other"],
+    with pair.b.popen([GODWIT, "serve", "--listen", f"{pair.b.address}:{PORT}", *pair.security(pair.b), "--state-dir", "/run/other"],
                       stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as second:
         try:
             _, text = second.communicate(timeout=20)
@@ -212,7 +238,7 @@ def _is_kernel_thread(pid):
 @pytest.mark.parametrize("level", ["parent", "grandparent"])
 def test_own_ancestor(pair, level):
     pair.serving(pair.b)
-    migrate = [str(GODWIT), "migrate", "--to", f"{pair.b.address}:{PORT}", "--mode", "stop", *pair.security, "--state-dir", STATE, "--tree"]
+    migrate = [str(GODWIT), "migrate", "--to", f"{pair.b.address}:{PORT}", "--mode", "stop", *pair.security(pair.a), "--state-dir", STATE, "--tree"]
     inner = f"{' '.join(migrate)} $$; echo code $?"
     if level == "grandparent":
         inner = f"A=$$; sh -c '{' '.join(migrate)} '$A'; echo code $?'; true"
@@ -307,7 +333,7 @@ def test_full_disk_for_the_state_directory(pair, victim, where):
 
 def test_users_that_may_not_be_started(pair):
     victim = pair.victim("credentials")
-    pair.serve(pair.b, options=[*pair.security, "--allow", "0,33"])
+    pair.serve(pair.b, options=[*pair.security(pair.b), "--allow", "0,33"])
     check_message(pair.send(victim.pid, pair.a).expect(UNSUPPORTED)).says("65534|nobody")
     victim.check_running()
     pair.serve(pair.b)

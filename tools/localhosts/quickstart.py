@@ -22,7 +22,7 @@ class Failed(Exception):
 
 def serve(host, keys, log):
     """Starts the agent of the destination and returns once it listens."""
-    agent = host.popen([GODWIT, "serve", "--listen", f"{host.address}:{PORT}", "--keys", keys], stdin=subprocess.DEVNULL,
+    agent = host.popen([GODWIT, "serve", "--listen", f"{host.address}:{PORT}", "--keys", keys / "destination"], stdin=subprocess.DEVNULL,
                        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
     said = []
     for line in agent.stderr:
@@ -36,7 +36,7 @@ def serve(host, keys, log):
 
 
 def migrate(host, pid, target, keys):
-    command = [GODWIT, "migrate", "--tree", pid, "--to", f"{target.address}:{PORT}", "--mode", "stop", "--keys", keys, "--tcp-close", "--json"]
+    command = [GODWIT, "migrate", "--tree", pid, "--to", f"{target.address}:{PORT}", "--mode", "stop", "--keys", keys / "source", "--tcp-close", "--json"]
     done = host.run(command, timeout=100, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         raise Failed(f"godwit migrate ended with exit code {done.returncode}:\n{done.stderr[-3000:]}")
