@@ -52,7 +52,7 @@ void* work(void* argument) {
     auto* counter = static_cast<unsigned long*>(argument);
     unsigned long done = 0;
     while (!ending) {
-        for (int i = 0; i < 200; ++i)
+        for (int i = 0; i < 60; ++i)
             if (increment(counter)) ++done;
         CHECK(*counter == done);
         const unsigned cpu = __atomic_load_n(&area()->cpu_id, __ATOMIC_RELAXED);
@@ -77,7 +77,7 @@ int main(int argc, char** argv) {
     unsigned long other = 0;
     unsigned long done = 0;
     while (self.going(5)) {
-        for (int i = 0; i < 100; ++i)
+        for (int i = 0; i < 30; ++i)
             if (increment(&other)) ++done;
         CHECK(other == done);
     }

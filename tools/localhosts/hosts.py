@@ -113,7 +113,8 @@ class Host:
 
     # ---- programs ----
 
-    def _wrap(self, verb, argv, *options):
+    def command(self, verb, argv, *options):
+        """The command line that runs (verb "run") or starts as a daemon ("spawn") a program in the host."""
         return [self._helper, verb, "--init", str(self.init), "--cgroup", str(self.cgroup), *options, "--", *map(str, argv)]
 
     def popen(self, argv, **kwargs):
@@ -121,7 +122,7 @@ class Host:
         reading, writing = os.pipe()
         try:
             fds = (*kwargs.pop("pass_fds", ()), writing)
-            process = HostProcess(self._wrap("run", argv, "--report-fd", str(writing)), pass_fds=fds, **kwargs)
+            process = HostProcess(self.command("run", argv, "--report-fd", str(writing)), pass_fds=fds, **kwargs)
             os.close(writing)
             writing = -1
             ready = select.select([reading], [], [], 20)[0]
@@ -140,7 +141,7 @@ class Host:
 
     def run(self, argv, timeout=DEFAULT_TIMEOUT, **kwargs):
         """subprocess.run in the host. At the time-out the program is killed and TimeoutExpired raised."""
-        return subprocess.run(self._wrap("run", argv), timeout=timeout, **kwargs)
+        return subprocess.run(self.command("run", argv), timeout=timeout, **kwargs)
 
     def output(self, argv, timeout=DEFAULT_TIMEOUT):
         """What a program printed; an error if it failed."""
@@ -154,7 +155,7 @@ class Host:
         options = ["--log", str(log)]
         for key, value in (env or {}).items():
             options += ["--env", f"{key}={value}"]
-        done = subprocess.run(self._wrap("spawn", argv, *options), capture_output=True, text=True, timeout=20)
+        done = subprocess.run(self.command("spawn", argv, *options), capture_output=True, text=True, timeout=20)
         if done.returncode != 0 or not done.stdout.strip():
             raise HostError(f"{argv[0]}: {done.stderr.strip()}")
         return int(done.stdout)
