@@ -97,5 +97,7 @@ struct JournalName {
 };
 // Every journal in the directory, sorted; files of other names are passed over. A missing directory holds none.
 Result<std::vector<JournalName>> list_journals(const std::string& state_dir);
+// Removes lock files without a journal, of agents that died before their first write or after the last.
+Result<void> remove_stray_files(const std::string& state_dir);
 
 }  // namespace godwit
