@@ -71,7 +71,7 @@ class DestCommit {
     DestCommit() = default;
     Result<void> reach_go(Channel& channel, const std::vector<StoppedProcess>& tree);
     Result<void> own(std::vector<StoppedProcess>& tree);
-    Result<DestOutcome> finish(Channel& channel);
+    Result<void> hear_done(Channel& channel);
     void discard();
 
     DestCommitOptions options_;

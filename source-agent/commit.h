@@ -36,7 +36,7 @@ struct SourceCommitOptions {
     std::string migration_id;
     PeerAddress peer;           // goes to the journal, for recover
     std::string peer_state_id;  // PlanReply.state_id
-    Dial dial;                  // a new ROLE_RECOVER connection to `peer`
+    Dial dial = dial_peer;      // a new ROLE_RECOVER connection to `peer`
     milliseconds ready_limit{120'000};   // READY: the destination restores and flushes before it
     milliseconds answer_limit{30'000};   // RUNNING, DONE_REPLY
     milliseconds settle_limit{10'000};   // asking again after a lost link
@@ -76,9 +76,9 @@ class SourceCommit {
 
   private:
     SourceCommit() = default;
-    Result<void> reach_go(Channel& channel);
-    Result<void> wait_running(Channel& channel);
-    Result<SourceOutcome> finish(Channel& channel, std::vector<StoppedProcess>& tree);
+    Result<void> reach_go(Channel& channel, const std::vector<StoppedProcess>& tree);
+    Result<void> hand_over(Channel& channel);
+    Result<void> finish(Channel& channel, std::vector<StoppedProcess>& tree);
     Result<SourceOutcome> settle_lost(Problem why, std::vector<StoppedProcess>& tree);
     void undo();
 

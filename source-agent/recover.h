@@ -20,7 +20,7 @@ struct SourceRecoverOptions {
     std::string migration_id;                   // empty: all
     OperatorWord word = OperatorWord::none;     // --peer-is-lost
     PeerAddress peer;                           // --to and security options; empty fields: as in the journal
-    Dial dial;
+    Dial dial = dial_peer;
     milliseconds limit{10'000};                 // per migration, to reach the destination
 };
 
