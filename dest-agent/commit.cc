@@ -147,11 +147,12 @@ Result<DestOutcome> DestCommit::commit(Channel& channel, std::vector<StoppedProc
     const auto noted = journal_->write(name_of(DestinationState::running));
     if (!noted) spdlog::warn("{}", noted.error().what);
     fault_point("dest:running");
-    if (told) told = hear_done(channel);
+    // Before DONE, after which no journal names the hold cgroup any more. The source kills its copy meanwhile.
     const auto moved = hold_.move_home();
     if (!moved) spdlog::warn("the tree runs, but stays in cgroup {}: {}", hold_.cgroup().path(), moved.error().what);
     fault_point("dest:home");
-    if (journal_) spdlog::warn("the tree runs here, but the source did not confirm: {}; {}", told ? "no answer" : told.error().what, settle_hint);
+    if (told && moved) told = hear_done(channel);
+    if (journal_) spdlog::warn("the tree runs here, but the migration is not closed{}; {}", told ? "" : ": " + told.error().what, settle_hint);
     const bool confirmed = !journal_;
     journal_.reset();
     return confirmed ? DestOutcome::done : DestOutcome::running;

@@ -8,9 +8,9 @@
 //       <- GO
 //       drop EXITKILL on every task, detach every task (the freezer holds them), journal OWNED (fsync)
 //       thaw: one write starts every task
-//       -> RUNNING
-//       <- DONE, journal removed   -> DONE_REPLY
+//       -> RUNNING       journal RUNNING
 //       the tree moves from the hold cgroup to <topmost cgroup>/godwit-tree-<uuid>
+//       <- DONE, journal removed   -> DONE_REPLY
 //   ~DestCommit() without OWNED: skeletons killed, cgroup and journal removed
 //
 // If we die: while EXITKILL is set the kernel kills the skeletons; from its dropping to the thaw the freezer holds them

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "common/base/fault.h"
+#include "common/base/file.h"
 #include "dest-agent/commit.h"
 #include "dest-agent/recover.h"
 #include "source-agent/commit.h"
@@ -118,21 +119,23 @@ Result<void> copy_destination(Channel& channel, const std::string& state_id) {
     return channel.expect(FrameType::state_end, nothing, Deadline::in(patience));
 }
 
-// A copy that waits at a gate until it was stopped; what opens the gate lets it run only once nothing stops it.
+// A copy that waits at a gate until it was stopped; what opens the gate lets it run only once nothing stops it. Like a
+// real skeleton it is not traced before it has let go of the agent's descriptors, the journal's lock among them.
 Result<StoppedProcess> build_skeleton(Shared& shared) {
     int gate[2];
-    if (::pipe2(gate, O_CLOEXEC) != 0) return fail_errno("pipe");
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, gate) != 0) return fail_errno("socketpair");
     const pid_t child = ::fork();
     if (child == 0) {
-        ::dup2(gate[0], 3);  // and nothing else: no end of the gate's other side, no lock of the journal
+        ::dup2(gate[0], 3);
         ::close_range(4, ~0u, 0);
         count_as_destination(shared, 3);
     }
+    const UniqueFd theirs(gate[0]), ours(gate[1]);
     shared.destination_pid = child;
+    char byte = 0;
+    TRY(read_all(ours.get(), &byte, 1));
     auto stopped = TRY(seize_process(child, Deadline::in(patience), PTRACE_O_EXITKILL));
-    (void)::write(gate[1], "g", 1);
-    ::close(gate[0]);
-    ::close(gate[1]);
+    TRY(write_all(ours.get(), "g", 1));
     return stopped;
 }
 
@@ -191,9 +194,9 @@ void count_as_source(Shared& shared) {
 }
 
 void count_as_destination(Shared& shared, int gate) {
-    char byte;
-    const ssize_t opened = ::read(gate, &byte, 1);
-    if (opened != 1) ::_exit(1);  // the agent died before it traced us
+    char byte = 'r';
+    const bool opened = ::write(gate, &byte, 1) == 1 && ::read(gate, &byte, 1) == 1;
+    if (!opened) ::_exit(1);  // the agent died before it traced us
     const uint64_t there = shared.source_count;
     for (;;) {
         ++shared.destination_count;
