@@ -34,7 +34,9 @@ Result<void> same_migration(const image::Commit& message, const std::string& mig
 }  // namespace
 
 DestCommit::DestCommit(DestCommit&& other) noexcept
-    : options_(std::move(other.options_)), hold_(std::move(other.hold_)), journal_(std::exchange(other.journal_, std::nullopt)) {}
+    : options_(std::move(other.options_)),
+      hold_(std::move(other.hold_)),
+      journal_(std::exchange(other.journal_, std::nullopt)) {}
 
 DestCommit::~DestCommit() {
     if (journal_) discard();
@@ -95,7 +97,8 @@ Result<void> DestCommit::reach_go(Channel& channel, const std::vector<StoppedPro
 Result<void> DestCommit::own(std::vector<StoppedProcess>& tree) {
     for (const StoppedProcess& process : tree) {
         for (const Tracee& task : process.tasks) {
-            if (::ptrace(PTRACE_SETOPTIONS, task.tid(), nullptr, PTRACE_O_TRACESYSGOOD) != 0) return fail_errno(fmt::format("cannot drop EXITKILL of task {}", task.tid()));
+            if (::ptrace(PTRACE_SETOPTIONS, task.tid(), nullptr, PTRACE_O_TRACESYSGOOD) != 0)
+                return fail_errno(fmt::format("cannot drop EXITKILL of task {}", task.tid()));
             fault_point("dest:exitkill-dropped");
         }
     }
@@ -147,17 +150,21 @@ Result<DestOutcome> DestCommit::commit(Channel& channel, std::vector<StoppedProc
     const auto noted = journal_->write(name_of(DestinationState::running));
     if (!noted) spdlog::warn("{}", noted.error().what);
     fault_point("dest:running");
-    if (told) told = hear_done(channel);
+    // Before DONE, after which no journal names the hold cgroup any more. The source kills its copy meanwhile.
     const auto moved = hold_.move_home();
     if (!moved) spdlog::warn("the tree runs, but stays in cgroup {}: {}", hold_.cgroup().path(), moved.error().what);
     fault_point("dest:home");
-    if (journal_) spdlog::warn("the tree runs here, but the source did not confirm: {}; {}", told ? "no answer" : told.error().what, settle_hint);
+    if (told && moved) told = hear_done(channel);
+    if (journal_)
+        spdlog::warn("the tree runs here, but the migration is not closed{}; {}", told ? "" : ": " + told.error().what,
+                     settle_hint);
     const bool confirmed = !journal_;
     journal_.reset();
     return confirmed ? DestOutcome::done : DestOutcome::running;
 }
 
-// Kills what was built. The journal goes last: a question about this migration finds it, or finds nothing there to be run.
+// Kills what was built. The journal goes last: a question about this migration finds it, or finds nothing there to be
+// run.
 void DestCommit::discard() {
     const auto destroyed = hold_.destroy();
     fault_point("dest:discarded");

@@ -1,21 +1,22 @@
 // The destination's half of the commit.
 //
 //   prepare()   PLAN was accepted             journal PREPARING, hold cgroup made
-//   adopt()     per skeleton, while it is built: into the hold cgroup (or clone3 with CLONE_INTO_CGROUP and cgroup_fd())
-//   commit()    everything is restored, registers are set, tasks are in ptrace stops under PTRACE_O_EXITKILL
+//   adopt()     per skeleton, while it is built: into the hold cgroup (or clone3 with CLONE_INTO_CGROUP and
+//   cgroup_fd()) commit()    everything is restored, registers are set, tasks are in ptrace stops under
+//   PTRACE_O_EXITKILL
 //       cgroup.freeze, wait for "frozen 1", journal READY (fsync)
 //       -> READY
 //       <- GO
 //       drop EXITKILL on every task, detach every task (the freezer holds them), journal OWNED (fsync)
 //       thaw: one write starts every task
-//       -> RUNNING
-//       <- DONE, journal removed   -> DONE_REPLY
+//       -> RUNNING       journal RUNNING
 //       the tree moves from the hold cgroup to <topmost cgroup>/godwit-tree-<uuid>
+//       <- DONE, journal removed   -> DONE_REPLY
 //   ~DestCommit() without OWNED: skeletons killed, cgroup and journal removed
 //
 // If we die: while EXITKILL is set the kernel kills the skeletons; from its dropping to the thaw the freezer holds them
-// and `recover` decides; after the thaw they run. Freezing before READY means that whatever can fail for want of time or
-// memory fails while the source can still run on: after GO there are only ptrace calls, one fsync and one write.
+// and `recover` decides; after the thaw they run. Freezing before READY means that whatever can fail for want of time
+// or memory fails while the source can still run on: after GO there are only ptrace calls, one fsync and one write.
 //
 // Threads: the tracer's thread. Fault points: dest.*
 #pragma once
@@ -38,9 +39,9 @@ class Channel;
 struct DestCommitOptions {
     std::string state_dir = default_state_dir;
     std::string migration_id;
-    std::string peer_state_id;           // Plan.state_id: who may ask about this migration later
-    milliseconds go_limit{60'000};       // GO after READY
-    milliseconds done_limit{30'000};     // DONE after RUNNING; not needed for the tree to run
+    std::string peer_state_id;                             // Plan.state_id: who may ask about this migration later
+    milliseconds go_limit{60'000};                         // GO after READY
+    milliseconds done_limit{30'000};                       // DONE after RUNNING; not needed for the tree to run
     std::vector<std::pair<std::string, uint64_t>> phases;  // name, microseconds; sent with READY
 };
 
@@ -60,12 +61,14 @@ class DestCommit {
     // Moves one skeleton process (all its tasks) into the hold cgroup.
     Result<void> adopt(pid_t pid);
 
-    // `tree` is under ptrace with EXITKILL, stopped, ready to run. After success its tracees are detached and forgotten.
-    // On failure before OWNED the skeletons are dead and forgotten, and journal and cgroup are gone. Failure to thaw
-    // after OWNED has code uncertain: the tree is held.
+    // `tree` is under ptrace with EXITKILL, stopped, ready to run. After success its tracees are detached and
+    // forgotten. On failure before OWNED the skeletons are dead and forgotten, and journal and cgroup are gone. Failure
+    // to thaw after OWNED has code uncertain: the tree is held.
     Result<DestOutcome> commit(Channel& channel, std::vector<StoppedProcess>& tree);
     // Phase times added to what READY carries.
-    void add_phase(std::string name, uint64_t microseconds) { options_.phases.emplace_back(std::move(name), microseconds); }
+    void add_phase(std::string name, uint64_t microseconds) {
+        options_.phases.emplace_back(std::move(name), microseconds);
+    }
 
   private:
     DestCommit() = default;

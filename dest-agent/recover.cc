@@ -52,8 +52,10 @@ Result<void> thaw(Journal& journal) {
 
 Result<void> forget(Journal& journal, DestinationState state) {
     const HoldCgroup hold = HoldCgroup::of(journal.entry());
-    if (state == DestinationState::running) TRY(hold.move_home());
-    else TRY(hold.destroy());
+    if (state == DestinationState::running)
+        TRY(hold.move_home());
+    else
+        TRY(hold.destroy());
     fault_point("recover:dest:forgetting");
     return journal.remove();
 }
@@ -79,10 +81,13 @@ Result<DestinationState> never_begin(const std::string& state_dir, const image::
 }
 
 // Does what the source asks for if the table says so for what both sides are: no peer can have anything else done.
-Result<DestinationState> act(Journal& journal, DestinationState state, SourceState source, const std::string& decision) {
+Result<DestinationState> act(Journal& journal, DestinationState state, SourceState source,
+                             const std::string& decision) {
     const Settlement settlement = settle(source, state);
     if (decision == "forget") {
-        if (!settlement.forget || settlement.destination != DestinationAction::nothing) return fail(fmt::format("a {} migration cannot be forgotten while the source is {}", name_of(state), name_of(source)));
+        if (!settlement.forget || settlement.destination != DestinationAction::nothing)
+            return fail(fmt::format("a {} migration cannot be forgotten while the source is {}", name_of(state),
+                                    name_of(source)));
         TRY(forget(journal, state));
         return DestinationState::none;
     }
@@ -90,7 +95,9 @@ Result<DestinationState> act(Journal& journal, DestinationState state, SourceSta
     if (!action) return fail("unknown decision " + printable(decision));
     if (*action == DestinationAction::discard && state == DestinationState::aborted) return state;
     if (*action == DestinationAction::thaw && state == DestinationState::running) return state;
-    if (*action != settlement.destination) return fail(fmt::format("cannot {} a {} migration of which the source is {}", decision, name_of(state), name_of(source)));
+    if (*action != settlement.destination)
+        return fail(fmt::format("cannot {} a {} migration of which the source is {}", decision, name_of(state),
+                                name_of(source)));
     if (*action == DestinationAction::discard) {
         TRY(discard(journal));
         return DestinationState::aborted;
@@ -99,7 +106,8 @@ Result<DestinationState> act(Journal& journal, DestinationState state, SourceSta
     return DestinationState::running;
 }
 
-Result<DestinationState> answer(const image::RecoverQuery& query, const std::string& state_dir, milliseconds busy_limit) {
+Result<DestinationState> answer(const image::RecoverQuery& query, const std::string& state_dir,
+                                milliseconds busy_limit) {
     if (!is_uuid(query.migration_id()) || !is_uuid(query.state_id())) return fail("a question about no migration");
     const auto source = source_state(query.state());
     if (!source) return fail("the source's state is unknown: " + printable(query.state()));
@@ -111,7 +119,8 @@ Result<DestinationState> answer(const image::RecoverQuery& query, const std::str
         if (query.decision().empty() || query.decision() == "forget") return DestinationState::none;
         return fail("there is no such migration here");
     }
-    if (journal->entry().peer_state_id != query.state_id()) return fail("this migration was begun by another source", "run recover with the --state-dir of the migration");
+    if (journal->entry().peer_state_id != query.state_id())
+        return fail("this migration was begun by another source", "run recover with the --state-dir of the migration");
     const DestinationState state = observe(*journal);
     if (query.decision().empty()) return state;
     return act(*journal, state, *source, query.decision());
@@ -127,31 +136,39 @@ DestinationRecovered settled_alone(Journal& journal, OperatorWord word) {
         return report;
     };
     const auto drop = [&](std::string_view done) { return end(forget(journal, state), done); };
-    if (state == DestinationState::owned && word == OperatorWord::discard) return drop("the held tree was killed, as the operator decided");
+    if (state == DestinationState::owned && word == OperatorWord::discard)
+        return drop("the held tree was killed, as the operator decided");
     switch (settle_alone(state)) {
-        case DestinationAction::discard: return drop("nothing was owned; what was built is discarded");
+        case DestinationAction::discard:
+            return drop("nothing was owned; what was built is discarded");
         case DestinationAction::thaw: {
             const auto thawed = thaw(journal);
             if (!thawed) return end(thawed, {});
             report.state = state = DestinationState::running;
             break;
         }
-        case DestinationAction::nothing: break;
+        case DestinationAction::nothing:
+            break;
     }
     constexpr int64_t day = 86'400;
     const bool old = ::time(nullptr) - journal.entry().written_at > day;
-    if (state == DestinationState::aborted && (old || !journal.same_boot())) return drop("the note that it was discarded is dropped");
+    if (state == DestinationState::aborted && (old || !journal.same_boot()))
+        return drop("the note that it was discarded is dropped");
     if (word != OperatorWord::none) return drop("the journal is dropped, as the operator decided");
-    if (state == DestinationState::aborted) return end({}, "discarded; the note of it goes when the source has been told, or after a day");
+    if (state == DestinationState::aborted)
+        return end({}, "discarded; the note of it goes when the source has been told, or after a day");
     report.settled = false;
     report.hint = "run on the source's host: godwit recover";
-    report.what = state == DestinationState::running ? "the tree runs here; the source has not confirmed that its copy is gone" : "the tree was owned and is gone; the source may still hold its copy";
+    report.what = state == DestinationState::running
+                      ? "the tree runs here; the source has not confirmed that its copy is gone"
+                      : "the tree was owned and is gone; the source may still hold its copy";
     return report;
 }
 
 }  // namespace
 
-Result<void> answer_recover(Channel& channel, const std::string& state_dir, Deadline deadline, milliseconds busy_limit) {
+Result<void> answer_recover(Channel& channel, const std::string& state_dir, Deadline deadline,
+                            milliseconds busy_limit) {
     const std::string own_id = TRY(open_state_dir(state_dir));
     for (bool asked = false;; asked = true) {
         image::RecoverQuery query;
@@ -167,16 +184,23 @@ Result<void> answer_recover(Channel& channel, const std::string& state_dir, Dead
     }
 }
 
-Result<std::vector<DestinationRecovered>> recover_destinations(const std::string& state_dir, const std::string& migration_id, OperatorWord word) {
+Result<std::vector<DestinationRecovered>> recover_destinations(const std::string& state_dir,
+                                                               const std::string& migration_id, OperatorWord word) {
     std::vector<DestinationRecovered> reports;
     const std::vector<JournalName> names = TRY(list_journals(state_dir));
     for (const JournalName& name : names) {
-        if (name.role != JournalRole::destination || (!migration_id.empty() && migration_id != name.migration_id)) continue;
+        if (name.role != JournalRole::destination || (!migration_id.empty() && migration_id != name.migration_id))
+            continue;
         auto journal = Journal::open(state_dir, name.migration_id, name.role);
         if (!journal && journal.error().error == ENOENT) continue;  // settled by its own agent since the list was made
-        if (journal) reports.push_back(settled_alone(*journal, word));
-        else if (journal.error().error == EWOULDBLOCK) reports.push_back({name.migration_id, DestinationState::busy, false, "the agent of this migration is still at work", "wait for it, or end it"});
-        else reports.push_back({name.migration_id, DestinationState::unreachable, false, journal.error().what, journal.error().hint});
+        if (journal)
+            reports.push_back(settled_alone(*journal, word));
+        else if (journal.error().error == EWOULDBLOCK)
+            reports.push_back({name.migration_id, DestinationState::busy, false,
+                               "the agent of this migration is still at work", "wait for it, or end it"});
+        else
+            reports.push_back(
+                {name.migration_id, DestinationState::unreachable, false, journal.error().what, journal.error().hint});
     }
     TRY(remove_stray_files(state_dir));
     const std::vector<std::string> strays = TRY(remove_stray_cgroups(state_dir));

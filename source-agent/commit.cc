@@ -25,7 +25,8 @@ void bury(std::vector<StoppedProcess>& tree) {
 }
 
 void note_phases(const image::Commit& message, CommitTimes& times) {
-    for (const image::PhaseTime& phase : message.phases()) times.destination_phases.emplace_back(phase.name(), phase.microseconds());
+    for (const image::PhaseTime& phase : message.phases())
+        times.destination_phases.emplace_back(phase.name(), phase.microseconds());
 }
 
 Result<void> same_migration(const image::Commit& message, const std::string& migration_id, Channel& channel) {
@@ -144,7 +145,8 @@ Result<SourceOutcome> SourceCommit::settle_lost(Problem why, std::vector<Stopped
     // Held: registers as at the stop, so that whoever thaws the tree finds nothing of ours in it. The freezer holds it.
     for (StoppedProcess& process : tree) release_process(process);
     tree.clear();
-    problem_ = Problem{fmt::format("{}: {}", why.what, settled.report.what), settled.report.hint, ExitCode::uncertain, why.error};
+    problem_ = Problem{fmt::format("{}: {}", why.what, settled.report.what), settled.report.hint, ExitCode::uncertain,
+                       why.error};
     return SourceOutcome::uncertain;
 }
 

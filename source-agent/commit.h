@@ -34,12 +34,12 @@ namespace godwit {
 struct SourceCommitOptions {
     std::string state_dir = default_state_dir;
     std::string migration_id;
-    PeerAddress peer;           // goes to the journal, for recover
-    std::string peer_state_id;  // PlanReply.state_id
-    Dial dial = dial_peer;      // a new ROLE_RECOVER connection to `peer`
-    milliseconds ready_limit{120'000};   // READY: the destination restores and flushes before it
-    milliseconds answer_limit{30'000};   // RUNNING, DONE_REPLY
-    milliseconds settle_limit{10'000};   // asking again after a lost link
+    PeerAddress peer;                   // goes to the journal, for recover
+    std::string peer_state_id;          // PlanReply.state_id
+    Dial dial = dial_peer;              // a new ROLE_RECOVER connection to `peer`
+    milliseconds ready_limit{120'000};  // READY: the destination restores and flushes before it
+    milliseconds answer_limit{30'000};  // RUNNING, DONE_REPLY
+    milliseconds settle_limit{10'000};  // asking again after a lost link
 };
 
 enum class SourceOutcome {

@@ -15,7 +15,8 @@ namespace godwit {
 class Channel;
 
 // Opens a connection for ROLE_RECOVER, HELLO and HELLO_REPLY exchanged.
-using Dial = std::function<Result<std::unique_ptr<Channel>>(const PeerAddress& peer, const std::string& migration_id, Deadline deadline)>;
+using Dial = std::function<Result<std::unique_ptr<Channel>>(const PeerAddress& peer, const std::string& migration_id,
+                                                            Deadline deadline)>;
 
 // The real one: over TCP, TLS or a unix socket as `peer` says.
 Result<std::unique_ptr<Channel>> dial_peer(const PeerAddress& peer, const std::string& migration_id, Deadline deadline);

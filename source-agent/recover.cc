@@ -17,9 +17,11 @@ constexpr const char* run_again = "run: godwit recover";
 // One RECOVER connection to the destination of one migration.
 class Conversation {
   public:
-    Conversation(const Journal& journal, const SourceRecoverOptions& options, Deadline deadline) : journal_(journal), options_(options), deadline_(deadline) {}
+    Conversation(const Journal& journal, const SourceRecoverOptions& options, Deadline deadline)
+        : journal_(journal), options_(options), deadline_(deadline) {}
 
-    // Asks, or has the destination act, and returns its state afterwards. `decision`: "", "discard", "resume", "forget".
+    // Asks, or has the destination act, and returns its state afterwards. `decision`: "", "discard", "resume",
+    // "forget".
     Result<DestinationState> say(std::string_view decision) {
         auto answer = say_once(decision);
         if (!answer) channel_.reset();  // what was asked may or may not have been done: the next question finds out
@@ -51,12 +53,16 @@ class Conversation {
         // Killing or moving a tree there takes the kernel's cgroup locks: as long as those may take.
         TRY(channel_->expect(FrameType::recover_reply, reply, Deadline::in(cgroup_limit + milliseconds(5000))));
         if (reply.problems_size() > 0) return Failure(from_wire(reply.problems()).front());
-        if (reply.migration_id() != entry.migration_id) return peer_failed(channel_->peer() + " answers about another migration");
+        if (reply.migration_id() != entry.migration_id)
+            return peer_failed(channel_->peer() + " answers about another migration");
         if (reply.state_id() != entry.peer_state_id) {
-            return peer_failed(fmt::format("{} answers from another state directory than the migration began with", channel_->peer()), "start `godwit serve` there with the --state-dir it had");
+            return peer_failed(
+                fmt::format("{} answers from another state directory than the migration began with", channel_->peer()),
+                "start `godwit serve` there with the --state-dir it had");
         }
         const auto state = destination_state(reply.state());
-        if (!state || *state == DestinationState::unreachable) return peer_failed(channel_->peer() + " answers with an unknown state");
+        if (!state || *state == DestinationState::unreachable)
+            return peer_failed(channel_->peer() + " answers with an unknown state");
         return *state;
     }
 
@@ -69,16 +75,20 @@ class Conversation {
 // One attempt to settle: question, the destination's act, ours, and that both forget.
 class Attempt {
   public:
-    Attempt(Journal& journal, const SourceRecoverOptions& options, Deadline deadline) : journal_(journal), options_(options), peer_(journal, options, deadline) {}
+    Attempt(Journal& journal, const SourceRecoverOptions& options, Deadline deadline)
+        : journal_(journal), options_(options), peer_(journal, options, deadline) {}
 
     // A Problem: not settled yet; another attempt may.
     Result<Settled> run(OperatorWord word) {
         const SourceState own = source_state(journal_.entry().state).value_or(SourceState::none);
-        auto asked = own == SourceState::preparing ? Result<DestinationState>(DestinationState::unreachable) : peer_.say("");
+        auto asked =
+            own == SourceState::preparing ? Result<DestinationState>(DestinationState::unreachable) : peer_.say("");
         if (!asked) asked_ = asked.error();
         const DestinationState there = asked.value_or(DestinationState::unreachable);
         const Settlement settlement = settle(own, there, word);
-        Settled settled{{journal_.entry().migration_id, JournalRole::source, settlement.code, std::string(settlement.why), {}}, settlement.source};
+        Settled settled{
+            {journal_.entry().migration_id, JournalRole::source, settlement.code, std::string(settlement.why), {}},
+            settlement.source};
         if (settlement.code != ExitCode::done) return unsettled(there, settled);
         fault_point("recover:source:decided");
         TRY(have_destination_act(settlement.destination));
@@ -94,17 +104,24 @@ class Attempt {
   private:
     Result<Settled> unsettled(DestinationState there, Settled& settled) {
         if (there == DestinationState::unreachable || there == DestinationState::busy)
-            return fail(asked_ ? settled.report.what + ": " + asked_->what : settled.report.what, asked_ && !asked_->hint.empty() ? asked_->hint : run_again, ExitCode::uncertain);
+            return fail(asked_ ? settled.report.what + ": " + asked_->what : settled.report.what,
+                        asked_ && !asked_->hint.empty() ? asked_->hint : run_again, ExitCode::uncertain);
         // Asking again changes nothing: the operator has to say.
-        settled.report.hint = there == DestinationState::lost ? "run: godwit recover --peer-is-lost=resume (or =discard)" : "look at both hosts, and end one of the two trees";
+        settled.report.hint = there == DestinationState::lost
+                                  ? "run: godwit recover --peer-is-lost=resume (or =discard)"
+                                  : "look at both hosts, and end one of the two trees";
         return settled;
     }
 
     Result<void> have_destination_act(DestinationAction action) {
         if (action == DestinationAction::nothing) return {};
-        const DestinationState wanted = action == DestinationAction::discard ? DestinationState::aborted : DestinationState::running;
+        const DestinationState wanted =
+            action == DestinationAction::discard ? DestinationState::aborted : DestinationState::running;
         const DestinationState after = TRY(peer_.say(name_of(action)));
-        if (after != wanted) return peer_failed(fmt::format("the destination was to {} the tree and answers that it is {}", name_of(action), name_of(after)), run_again);
+        if (after != wanted)
+            return peer_failed(fmt::format("the destination was to {} the tree and answers that it is {}",
+                                           name_of(action), name_of(after)),
+                               run_again);
         return {};
     }
 
@@ -113,8 +130,10 @@ class Attempt {
         if (action == SourceAction::resume) {
             TRY(hold.give_back(journal_.entry().processes));
             fault_point("recover:source:resumed");
-            if (!journal_.same_boot()) settled.report.what = "the tree is gone: the source's host was started anew while it was there";
-            if (journal_.entry().state == name_of(SourceState::committed)) TRY(journal_.write(name_of(SourceState::aborted)));
+            if (!journal_.same_boot())
+                settled.report.what = "the tree is gone: the source's host was started anew while it was there";
+            if (journal_.entry().state == name_of(SourceState::committed))
+                TRY(journal_.write(name_of(SourceState::aborted)));
         }
         if (action == SourceAction::kill) {
             TRY(hold.destroy());
@@ -124,10 +143,12 @@ class Attempt {
         return {};
     }
 
-    // The tree's fate is settled; what is left is that both sides drop what they wrote. Failure here costs only a later run.
+    // The tree's fate is settled; what is left is that both sides drop what they wrote. Failure here costs only a later
+    // run.
     void forget(SourceState before, bool tell, Settled& settled) {
         if (before != SourceState::preparing) {
-            const auto told = tell ? peer_.say("forget") : Result<DestinationState>(peer_failed("the destination does not answer"));
+            const auto told =
+                tell ? peer_.say("forget") : Result<DestinationState>(peer_failed("the destination does not answer"));
             if (!told || *told != DestinationState::none) {
                 settled.report.hint = "the destination could not be told; when it is back, run: godwit recover";
                 return;
@@ -147,7 +168,8 @@ class Attempt {
 
 Recovered unreadable(const JournalName& name, const Problem& problem) {
     const bool living = problem.error == EWOULDBLOCK;
-    return {name.migration_id, name.role, ExitCode::uncertain, living ? "the agent of this migration is still at work" : problem.what, problem.hint};
+    return {name.migration_id, name.role, ExitCode::uncertain,
+            living ? "the agent of this migration is still at work" : problem.what, problem.hint};
 }
 
 }  // namespace
@@ -174,7 +196,9 @@ Settled settle_source(Journal& journal, const SourceRecoverOptions& options) {
         ::usleep(100'000);  // a peer that is being started gives no event: ask ten times a second
     }
     if (settled) return std::move(*settled);
-    return {{journal.entry().migration_id, JournalRole::source, ExitCode::uncertain, why.what, why.hint.empty() ? run_again : why.hint}, SourceAction::nothing};
+    return {{journal.entry().migration_id, JournalRole::source, ExitCode::uncertain, why.what,
+             why.hint.empty() ? run_again : why.hint},
+            SourceAction::nothing};
 }
 
 Result<std::vector<Recovered>> recover_sources(const SourceRecoverOptions& options) {

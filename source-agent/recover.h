@@ -17,11 +17,11 @@ namespace godwit {
 
 struct SourceRecoverOptions {
     std::string state_dir = default_state_dir;
-    std::string migration_id;                   // empty: all
-    OperatorWord word = OperatorWord::none;     // --peer-is-lost
-    PeerAddress peer;                           // --to and security options; empty fields: as in the journal
+    std::string migration_id;                // empty: all
+    OperatorWord word = OperatorWord::none;  // --peer-is-lost
+    PeerAddress peer;                        // --to and security options; empty fields: as in the journal
     Dial dial = dial_peer;
-    milliseconds limit{10'000};                 // per migration, to reach the destination
+    milliseconds limit{10'000};  // per migration, to reach the destination
 };
 
 // What became of one migration.

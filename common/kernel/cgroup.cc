@@ -23,7 +23,7 @@ namespace {
 constexpr const char* v2_hint = "godwit needs the cgroup v2 hierarchy: mount -t cgroup2 none /sys/fs/cgroup";
 
 struct Mount {
-    std::string root;   // of the hierarchy, as our cgroup namespace names it
+    std::string root;  // of the hierarchy, as our cgroup namespace names it
     std::string point;
 };
 
@@ -86,7 +86,8 @@ Result<bool> wait_event(const std::string& cgroup, std::string_view key, bool wa
         if (now == wanted) return true;
         if (deadline.passed()) return false;
         pollfd wait{fd.get(), POLLPRI, 0};
-        if (::poll(&wait, 1, deadline.poll_timeout()) < 0 && errno != EINTR) return fail_errno("poll " + printable(path));
+        if (::poll(&wait, 1, deadline.poll_timeout()) < 0 && errno != EINTR)
+            return fail_errno("poll " + printable(path));
     }
 }
 
@@ -112,7 +113,8 @@ Result<void> kill_each(const std::vector<pid_t>& pids, const Cgroup& cgroup) {
         // The pid may have been given anew before pidfd_open; after it the descriptor is of one process for ever.
         const auto now = Cgroup::of(pid);
         if (!now || !now->path().starts_with(cgroup.path())) continue;
-        if (::syscall(SYS_pidfd_send_signal, fd.get(), SIGKILL, nullptr, 0) != 0 && errno != ESRCH) return fail_errno(fmt::format("cannot kill process {}", pid));
+        if (::syscall(SYS_pidfd_send_signal, fd.get(), SIGKILL, nullptr, 0) != 0 && errno != ESRCH)
+            return fail_errno(fmt::format("cannot kill process {}", pid));
     }
     return {};
 }
@@ -126,24 +128,28 @@ Result<Cgroup> Cgroup::of(pid_t pid) {
     if (at == std::string::npos) return unsupported(file + " has no entry of the cgroup v2 hierarchy", v2_hint);
     at = text.find("0::", at) + 3;
     std::string path = text.substr(at, text.find('\n', at) - at);
-    if (path.ends_with(" (deleted)")) return fail(fmt::format("the cgroup of process {} is gone: {}", pid, printable(path)));
+    if (path.ends_with(" (deleted)"))
+        return fail(fmt::format("the cgroup of process {} is gone: {}", pid, printable(path)));
     const Mount mount = TRY(find_mount());
     if (mount.root != "/") {
-        const bool below = path.starts_with(mount.root) && (path.size() == mount.root.size() || path[mount.root.size()] == '/');
-        if (!below) return unsupported(fmt::format("the cgroup of process {}, {}, is not below {}, of which {} is a mount", pid, printable(path), printable(mount.root), printable(mount.point)), "mount cgroup2 in this cgroup namespace");
+        const bool below =
+            path.starts_with(mount.root) && (path.size() == mount.root.size() || path[mount.root.size()] == '/');
+        if (!below)
+            return unsupported(fmt::format("the cgroup of process {}, {}, is not below {}, of which {} is a mount", pid,
+                                           printable(path), printable(mount.root), printable(mount.point)),
+                               "mount cgroup2 in this cgroup namespace");
         path = path.substr(mount.root.size());
     }
-    if (path.starts_with("/..")) return unsupported(fmt::format("process {} is in a cgroup outside of our cgroup namespace: {}", pid, printable(path)), "run godwit in the process's cgroup namespace or above it");
+    if (path.starts_with("/.."))
+        return unsupported(
+            fmt::format("process {} is in a cgroup outside of our cgroup namespace: {}", pid, printable(path)),
+            "run godwit in the process's cgroup namespace or above it");
     return Cgroup(path.empty() || path == "/" ? mount.point : mount.point + path);
 }
 
-Result<Cgroup> Cgroup::top() {
-    return Cgroup(TRY(find_mount()).point);
-}
+Result<Cgroup> Cgroup::top() { return Cgroup(TRY(find_mount()).point); }
 
-bool Cgroup::exists() const {
-    return ::access((path_ + "/cgroup.procs").c_str(), F_OK) == 0;
-}
+bool Cgroup::exists() const { return ::access((path_ + "/cgroup.procs").c_str(), F_OK) == 0; }
 
 Result<std::string> Cgroup::type() const {
     auto text = read_file(path_ + "/cgroup.type", 4096);
@@ -156,7 +162,10 @@ Result<std::string> Cgroup::type() const {
 Result<Cgroup> Cgroup::make_child(const std::string& name) const {
     const std::string kind = TRY(type());
     if (kind != "domain" && kind != "root") {
-        return unsupported(fmt::format("cgroup {} is of type \"{}\": it cannot have a cgroup of whole processes below it", printable(path_), kind), "move the tree to a cgroup of type domain");
+        return unsupported(
+            fmt::format("cgroup {} is of type \"{}\": it cannot have a cgroup of whole processes below it",
+                        printable(path_), kind),
+            "move the tree to a cgroup of type domain");
     }
     const Cgroup child(path_ + "/" + name);
     if (::mkdir(child.path_.c_str(), 0755) != 0) return fail_errno("cannot make cgroup " + printable(child.path_));
@@ -185,14 +194,20 @@ Result<bool> Cgroup::populated() const {
 
 Result<void> Cgroup::move_in(pid_t pid) const {
     auto done = write_once(path_ + "/cgroup.procs", fmt::format("{}", pid));
-    if (!done) return Failure(Problem{fmt::format("cannot move process {} to cgroup {}: {}", pid, printable(path_), done.error().what), {}, ExitCode::failed, done.error().error});
+    if (!done)
+        return Failure(
+            Problem{fmt::format("cannot move process {} to cgroup {}: {}", pid, printable(path_), done.error().what),
+                    {},
+                    ExitCode::failed,
+                    done.error().error});
     return {};
 }
 
 Result<void> Cgroup::freeze(Deadline deadline) const {
     TRY(write_once(path_ + "/cgroup.freeze", "1"));
     if (TRY(wait_event(path_, "frozen", true, deadline))) return {};
-    return fail(fmt::format("cgroup {} did not freeze in time; tasks{}", printable(path_), sluggards(TRY(processes()))), "a task in uninterruptible sleep cannot be frozen: look at its /proc/TID/wchan");
+    return fail(fmt::format("cgroup {} did not freeze in time; tasks{}", printable(path_), sluggards(TRY(processes()))),
+                "a task in uninterruptible sleep cannot be frozen: look at its /proc/TID/wchan");
 }
 
 Result<bool> Cgroup::frozen() const {
@@ -200,13 +215,9 @@ Result<bool> Cgroup::frozen() const {
     return flag_in(TRY(read_file(path, 4096)), "frozen", path);
 }
 
-Result<bool> Cgroup::freeze_asked() const {
-    return TRY(read_file(path_ + "/cgroup.freeze", 4096)).starts_with("1");
-}
+Result<bool> Cgroup::freeze_asked() const { return TRY(read_file(path_ + "/cgroup.freeze", 4096)).starts_with("1"); }
 
-Result<void> Cgroup::thaw() const {
-    return write_once(path_ + "/cgroup.freeze", "0");
-}
+Result<void> Cgroup::thaw() const { return write_once(path_ + "/cgroup.freeze", "0"); }
 
 Result<void> Cgroup::kill(Deadline deadline) const {
     if (::access((path_ + "/cgroup.kill").c_str(), F_OK) == 0) {
@@ -218,7 +229,8 @@ Result<void> Cgroup::kill(Deadline deadline) const {
         TRY(kill_each(pids, *this));
     }
     if (TRY(wait_event(path_, "populated", false, deadline))) return {};
-    return fail(fmt::format("processes in cgroup {} did not die in time; tasks{}", printable(path_), sluggards(TRY(processes()))));
+    return fail(fmt::format("processes in cgroup {} did not die in time; tasks{}", printable(path_),
+                            sluggards(TRY(processes()))));
 }
 
 Result<void> Cgroup::remove(Deadline deadline) const {
@@ -228,7 +240,8 @@ Result<void> Cgroup::remove(Deadline deadline) const {
     while (::rmdir(path_.c_str()) != 0) {
         if (errno == ENOENT) return {};
         if (errno != EBUSY || deadline.passed()) return fail_errno("cannot remove cgroup " + printable(path_));
-        ::usleep(2000);  // dying tasks leave their cgroup a little after "populated 0" on some kernels: no event says when
+        ::usleep(
+            2000);  // dying tasks leave their cgroup a little after "populated 0" on some kernels: no event says when
     }
     return {};
 }

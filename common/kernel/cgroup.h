@@ -41,12 +41,13 @@ class Cgroup {
     // Returns when every task is frozen ("frozen 1"; tasks in a ptrace stop count). At the deadline it names the tasks
     // that are not, and leaves the freeze asked for.
     Result<void> freeze(Deadline deadline) const;
-    Result<bool> frozen() const;          // all tasks are
-    Result<bool> freeze_asked() const;    // cgroup.freeze is 1
-    Result<void> thaw() const;            // one write; does not wait
+    Result<bool> frozen() const;        // all tasks are
+    Result<bool> freeze_asked() const;  // cgroup.freeze is 1
+    Result<void> thaw() const;          // one write; does not wait
     // SIGKILL to every process, which also ends frozen ones, and waits until none is left (zombies are not counted).
     Result<void> kill(Deadline deadline) const;
-    // rmdir, cgroups below first; retried until the deadline while the kernel still tears down dead processes. Missing: done.
+    // rmdir, cgroups below first; retried until the deadline while the kernel still tears down dead processes. Missing:
+    // done.
     Result<void> remove(Deadline deadline) const;
 
   private:

@@ -17,32 +17,33 @@ namespace {
 
 constexpr std::string_view tree_prefix = "godwit-tree-";
 
-std::string base_name(const std::string& path) {
-    return path.substr(path.rfind('/') + 1);
-}
-std::string parent_of(const std::string& path) {
-    return path.substr(0, path.rfind('/'));
-}
+std::string base_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
+std::string parent_of(const std::string& path) { return path.substr(0, path.rfind('/')); }
 
 // The migration that a cgroup's name speaks of; empty where it is none of ours.
 std::string migration_of(const std::string& name) {
     const std::string_view all = name;
     std::string_view id;
-    if (all.starts_with(tree_prefix)) id = all.substr(tree_prefix.size());
-    else if (all.starts_with("godwit-") && all.size() > 43 && (all.substr(43) == "-source" || all.substr(43) == "-destination")) id = all.substr(7, 36);
+    if (all.starts_with(tree_prefix))
+        id = all.substr(tree_prefix.size());
+    else if (all.starts_with("godwit-") && all.size() > 43 &&
+             (all.substr(43) == "-source" || all.substr(43) == "-destination"))
+        id = all.substr(7, 36);
     return is_uuid(id) ? std::string(id) : std::string();
 }
 
 // Where a process of the hold cgroup was, if the journal knows this very process and the cgroup is still there.
 Cgroup origin_of(pid_t pid, const std::vector<JournalProcess>& processes, const Cgroup& home) {
-    const auto known = std::find_if(processes.begin(), processes.end(), [pid](const JournalProcess& each) { return each.pid == pid; });
+    const auto known =
+        std::find_if(processes.begin(), processes.end(), [pid](const JournalProcess& each) { return each.pid == pid; });
     if (known == processes.end() || known->cgroup.empty()) return home;
     const auto start = process_start_time(pid);
     const Cgroup origin(known->cgroup);
     return start && *start == known->start_time && origin.exists() ? origin : home;
 }
 
-// Moves out of `from` until it is empty: what forks meanwhile is born in it, and dying processes stay listed for a moment.
+// Moves out of `from` until it is empty: what forks meanwhile is born in it, and dying processes stay listed for a
+// moment.
 template <class Target>
 Result<void> move_all(const Cgroup& from, Target target_of) {
     const Deadline deadline = Deadline::in(cgroup_limit);

@@ -34,7 +34,10 @@ Result<std::string> to_text(const JournalEntry& entry) {
     json processes = json::array();
     for (const JournalProcess& process : entry.processes)
         processes.push_back({{"pid", process.pid}, {"start_time", process.start_time}, {"cgroup", process.cgroup}});
-    const json peer{{"address", entry.peer.address}, {"security", entry.peer.security}, {"keys_dir", entry.peer.keys_dir}, {"state_id", entry.peer_state_id}};
+    const json peer{{"address", entry.peer.address},
+                    {"security", entry.peer.security},
+                    {"keys_dir", entry.peer.keys_dir},
+                    {"state_id", entry.peer_state_id}};
     const json all{{"version", 1},
                    {"migration_id", entry.migration_id},
                    {"role", role_name(entry.role)},
@@ -47,32 +50,41 @@ Result<std::string> to_text(const JournalEntry& entry) {
                    {"written_at", entry.written_at}};
     try {
         return all.dump(2) + "\n";
-    } catch (const json::exception&) {  // JSON is UTF-8 and paths are bytes: refused, because a changed path is a wrong one
-        return unsupported(fmt::format("a path in the journal of migration {} is not UTF-8: {}", entry.migration_id, printable(entry.home_cgroup)), "rename the cgroup or the folder of keys");
+    } catch (
+        const json::exception&) {  // JSON is UTF-8 and paths are bytes: refused, because a changed path is a wrong one
+        return unsupported(fmt::format("a path in the journal of migration {} is not UTF-8: {}", entry.migration_id,
+                                       printable(entry.home_cgroup)),
+                           "rename the cgroup or the folder of keys");
     }
 }
 
 Result<JournalEntry> from_text(const std::string& path, const std::string& text) {
-    const std::string hint = "look into the file; if it is of no use, end or thaw the processes of its cgroup by hand, then remove it";
+    const std::string hint =
+        "look into the file; if it is of no use, end or thaw the processes of its cgroup by hand, then remove it";
     try {
         const json all = json::parse(text);
-        if (all.at("version").get<int>() != 1) return fail(path + " was written by another version of godwit", "run that version's `godwit recover`");
+        if (all.at("version").get<int>() != 1)
+            return fail(path + " was written by another version of godwit", "run that version's `godwit recover`");
         JournalEntry entry;
         entry.migration_id = all.at("migration_id").get<std::string>();
         const auto role = all.at("role").get<std::string>();
-        if (role != "source" && role != "destination") return fail(path + " has the unknown role " + printable(role), hint);
+        if (role != "source" && role != "destination")
+            return fail(path + " has the unknown role " + printable(role), hint);
         entry.role = role == "source" ? JournalRole::source : JournalRole::destination;
         entry.state = all.at("state").get<std::string>();
         entry.boot_id = all.at("boot_id").get<std::string>();
         entry.hold_cgroup = all.at("hold_cgroup").get<std::string>();
         entry.home_cgroup = all.at("home_cgroup").get<std::string>();
         for (const json& process : all.at("processes"))
-            entry.processes.push_back({process.at("pid").get<pid_t>(), process.at("start_time").get<uint64_t>(), process.at("cgroup").get<std::string>()});
+            entry.processes.push_back({process.at("pid").get<pid_t>(), process.at("start_time").get<uint64_t>(),
+                                       process.at("cgroup").get<std::string>()});
         const json& peer = all.at("peer");
-        entry.peer = {peer.at("address").get<std::string>(), peer.at("security").get<std::string>(), peer.at("keys_dir").get<std::string>()};
+        entry.peer = {peer.at("address").get<std::string>(), peer.at("security").get<std::string>(),
+                      peer.at("keys_dir").get<std::string>()};
         entry.peer_state_id = peer.at("state_id").get<std::string>();
         entry.written_at = all.at("written_at").get<int64_t>();
-        const bool known = entry.role == JournalRole::source ? source_state(entry.state).has_value() : destination_state(entry.state).has_value();
+        const bool known = entry.role == JournalRole::source ? source_state(entry.state).has_value()
+                                                             : destination_state(entry.state).has_value();
         if (!known) return fail(path + " has the unknown state " + printable(entry.state), hint);
         return entry;
     } catch (const json::exception& error) {
@@ -88,7 +100,8 @@ Result<UniqueFd> lock(const std::string& path) {
             const int error = errno;
             return fail_errno(error, "a living agent holds " + path, "wait for it, or end it");
         }
-        struct stat ours {}, there {};
+        struct stat ours {
+        }, there{};
         if (::fstat(fd.get(), &ours) != 0) return fail_errno("fstat " + path);
         if (::stat(path.c_str(), &there) == 0 && ours.st_ino == there.st_ino && ours.st_dev == there.st_dev) return fd;
     }
@@ -125,7 +138,8 @@ Result<std::string> open_state_dir(const std::string& state_dir) {
     }
     std::string id = TRY(read_file(path, 4096));
     while (!id.empty() && id.back() == '\n') id.pop_back();
-    if (!is_uuid(id)) return fail(path + " does not hold a UUID", "remove it if no migration of this host is unsettled");
+    if (!is_uuid(id))
+        return fail(path + " does not hold a UUID", "remove it if no migration of this host is unsettled");
     return id;
 }
 
@@ -180,7 +194,8 @@ Result<Journal> Journal::open(const std::string& state_dir, const std::string& m
         return Failure(text.error());
     }
     journal.entry_ = TRY(from_text(path, *text));
-    if (journal.entry_.migration_id != migration_id || journal.entry_.role != role) return fail(path + " is the journal of another migration or role");
+    if (journal.entry_.migration_id != migration_id || journal.entry_.role != role)
+        return fail(path + " is the journal of another migration or role");
     journal.same_boot_ = journal.entry_.boot_id == TRY(current_boot_id());
     return journal;
 }
@@ -209,7 +224,9 @@ Result<std::vector<JournalName>> list_journals(const std::string& state_dir) {
         if (rest == ".source.json") found.push_back({name.substr(0, 36), JournalRole::source});
         if (rest == ".destination.json") found.push_back({name.substr(0, 36), JournalRole::destination});
     }
-    std::sort(found.begin(), found.end(), [](const JournalName& a, const JournalName& b) { return std::tie(a.migration_id, a.role) < std::tie(b.migration_id, b.role); });
+    std::sort(found.begin(), found.end(), [](const JournalName& a, const JournalName& b) {
+        return std::tie(a.migration_id, a.role) < std::tie(b.migration_id, b.role);
+    });
     return found;
 }
 

@@ -66,7 +66,8 @@ struct JournalEntry {
 
 class Journal {
   public:
-    // Locks, and writes the first entry; fails if there is a journal of this migration and role already (a tombstone too).
+    // Locks, and writes the first entry; fails if there is a journal of this migration and role already (a tombstone
+    // too).
     static Result<Journal> create(const std::string& state_dir, JournalEntry entry);
     // Locks and reads what a dead agent left. error == EWOULDBLOCK: a living agent holds it; ENOENT: there is none.
     static Result<Journal> open(const std::string& state_dir, const std::string& migration_id, JournalRole role);

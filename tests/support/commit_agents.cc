@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "common/base/fault.h"
+#include "common/base/file.h"
 #include "dest-agent/commit.h"
 #include "dest-agent/recover.h"
 #include "source-agent/commit.h"
@@ -38,13 +39,15 @@ T must(Result<T> result) {
 
 // The destination's `serve`, as a thread on the other end of a socket pair.
 Dial dial_of(const AgentOrders& orders) {
-    return [orders](const PeerAddress&, const std::string& migration_id, Deadline deadline) -> Result<std::unique_ptr<Channel>> {
+    return [orders](const PeerAddress&, const std::string& migration_id,
+                    Deadline deadline) -> Result<std::unique_ptr<Channel>> {
         if (!orders.reachable) return peer_failed("the destination is not reachable");
         int ends[2];
         if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) return fail_errno("socketpair");
         std::thread([dir = orders.peer_dir, fd = ends[1]] {
             Channel channel(plain_link(UniqueFd(fd), "source"), Side::destination);
-            if (answer_hello(channel, Deadline::in(patience))) (void)answer_recover(channel, dir, Deadline::in(patience), milliseconds{2000});
+            if (answer_hello(channel, Deadline::in(patience)))
+                (void)answer_recover(channel, dir, Deadline::in(patience), milliseconds{2000});
         }).detach();
         auto channel = std::make_unique<Channel>(plain_link(UniqueFd(ends[0]), "destination"), Side::source);
         (void)TRY(say_hello(*channel, image::ROLE_RECOVER, migration_id, 0, deadline));
@@ -68,6 +71,7 @@ Result<void> copy_source(Channel& channel) {
     TRY(channel.send(FrameType::round_end, image::RoundEnd()));
     image::RoundReply reply;
     TRY(channel.expect(FrameType::round_reply, reply, Deadline::in(patience)));
+    TRY(channel.send(FrameType::process, image::Commit()));
     TRY(channel.send(FrameType::files, image::Commit()));
     return channel.send(FrameType::state_end, image::Commit());
 }
@@ -114,25 +118,28 @@ Result<void> copy_destination(Channel& channel, const std::string& state_id) {
     TRY(channel.expect(FrameType::round_end, round, Deadline::in(patience)));
     TRY(channel.send(FrameType::round_reply, image::RoundReply()));
     image::Commit nothing;
+    TRY(channel.expect(FrameType::process, nothing, Deadline::in(patience)));
     TRY(channel.expect(FrameType::files, nothing, Deadline::in(patience)));
     return channel.expect(FrameType::state_end, nothing, Deadline::in(patience));
 }
 
-// A copy that waits at a gate until it was stopped; what opens the gate lets it run only once nothing stops it.
+// A copy that waits at a gate until it was stopped; what opens the gate lets it run only once nothing stops it. Like a
+// real skeleton it is not traced before it has let go of the agent's descriptors, the journal's lock among them.
 Result<StoppedProcess> build_skeleton(Shared& shared) {
     int gate[2];
-    if (::pipe2(gate, O_CLOEXEC) != 0) return fail_errno("pipe");
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, gate) != 0) return fail_errno("socketpair");
     const pid_t child = ::fork();
     if (child == 0) {
-        ::dup2(gate[0], 3);  // and nothing else: no end of the gate's other side, no lock of the journal
+        ::dup2(gate[0], 3);
         ::close_range(4, ~0u, 0);
         count_as_destination(shared, 3);
     }
+    const UniqueFd theirs(gate[0]), ours(gate[1]);
     shared.destination_pid = child;
+    char byte = 0;
+    TRY(read_all(ours.get(), &byte, 1));
     auto stopped = TRY(seize_process(child, Deadline::in(patience), PTRACE_O_EXITKILL));
-    (void)::write(gate[1], "g", 1);
-    ::close(gate[0]);
-    ::close(gate[1]);
+    TRY(write_all(ours.get(), "g", 1));
     return stopped;
 }
 
@@ -160,7 +167,7 @@ Result<StoppedProcess> build_skeleton(Shared& shared) {
     options.state_dir = orders.state_dir;
     options.migration_id = orders.migration_id;
     options.dial = dial_of(orders);
-    options.limit = orders.reachable ? patience : milliseconds{50};
+    options.limit = orders.reachable ? milliseconds{orders.limit_ms} : milliseconds{50};
     options.word = operator_word(orders.word).value();
     const auto reports = must(recover_sources(options));
     for (const Recovered& report : reports)
@@ -169,7 +176,8 @@ Result<StoppedProcess> build_skeleton(Shared& shared) {
 }
 
 [[noreturn]] void play_recover_destination(const AgentOrders& orders) {
-    const auto reports = must(recover_destinations(orders.state_dir, orders.migration_id, operator_word(orders.word).value()));
+    const auto reports =
+        must(recover_destinations(orders.state_dir, orders.migration_id, operator_word(orders.word).value()));
     for (const DestinationRecovered& report : reports)
         if (!report.settled) end(Problem{report.what, report.hint, ExitCode::uncertain, 0});
     std::_Exit(0);
@@ -191,9 +199,9 @@ void count_as_source(Shared& shared) {
 }
 
 void count_as_destination(Shared& shared, int gate) {
-    char byte;
-    const ssize_t opened = ::read(gate, &byte, 1);
-    if (opened != 1) ::_exit(1);  // the agent died before it traced us
+    char byte = 'r';
+    const bool opened = ::write(gate, &byte, 1) == 1 && ::read(gate, &byte, 1) == 1;
+    if (!opened) ::_exit(1);  // the agent died before it traced us
     const uint64_t there = shared.source_count;
     for (;;) {
         ++shared.destination_count;
@@ -203,7 +211,11 @@ void count_as_destination(Shared& shared, int gate) {
 }
 
 pid_t start_agent(const AgentOrders& orders) {
-    const nlohmann::json text{{"part", orders.part}, {"state_dir", orders.state_dir}, {"peer_dir", orders.peer_dir}, {"migration_id", orders.migration_id}, {"link", orders.link}, {"shared", orders.shared}, {"tree", orders.tree}, {"reachable", orders.reachable}, {"word", orders.word}};
+    const nlohmann::json text{{"part", orders.part},         {"state_dir", orders.state_dir},
+                              {"peer_dir", orders.peer_dir}, {"migration_id", orders.migration_id},
+                              {"link", orders.link},         {"shared", orders.shared},
+                              {"tree", orders.tree},         {"reachable", orders.reachable},
+                              {"word", orders.word},         {"limit_ms", orders.limit_ms}};
     const std::string packed = text.dump();
     const pid_t pid = ::fork();
     if (pid != 0) return pid;
@@ -212,7 +224,8 @@ pid_t start_agent(const AgentOrders& orders) {
     ::setenv(orders_variable, packed.c_str(), 1);
     if (!orders.fault.empty()) ::setenv("GODWIT_FAULT", orders.fault.c_str(), 1);
     if (!orders.trace.empty()) ::setenv("GODWIT_FAULT_TRACE", orders.trace.c_str(), 1);
-    ::execl("/proc/self/exe", "unit_tests", "--gtest_filter=CommitAgent.DISABLED_PlaysItsPart", "--gtest_also_run_disabled_tests", "--gtest_brief=1", nullptr);
+    ::execl("/proc/self/exe", "unit_tests", "--gtest_filter=CommitAgent.DISABLED_PlaysItsPart",
+            "--gtest_also_run_disabled_tests", "--gtest_brief=1", nullptr);
     ::_exit(127);
 }
 
@@ -230,6 +243,7 @@ void play_part() {
     text.at("tree").get_to(orders.tree);
     text.at("reachable").get_to(orders.reachable);
     text.at("word").get_to(orders.word);
+    text.at("limit_ms").get_to(orders.limit_ms);
     if (orders.part == "source") play_source(orders);
     if (orders.part == "destination") play_destination(orders);
     if (orders.part == "recover-source") play_recover_source(orders);

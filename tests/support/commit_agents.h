@@ -1,7 +1,8 @@
 // Two agents that do nothing but the commit, as processes that a test kills, and `recover` of either host.
 //
-// The tree is one process that counts in shared memory: the source's copy and the destination's each have a counter, and
-// each watches the other's, so that two copies running at any time are seen by them and not only by who happens to look.
+// The tree is one process that counts in shared memory: the source's copy and the destination's each have a counter,
+// and each watches the other's, so that two copies running at any time are seen by them and not only by who happens to
+// look.
 #pragma once
 
 #include <sys/types.h>
@@ -30,10 +31,11 @@ struct AgentOrders {
     int shared = -1;        // memfd of Shared
     pid_t tree = 0;         // source: the tree
     bool reachable = true;  // whether a new connection reaches the destination
-    std::string word;       // recover-source: --peer-is-lost
+    std::string word;       // recover: --peer-is-lost
+    int limit_ms = 20'000;  // recover-source: how long it asks
 
-    std::string fault;      // GODWIT_FAULT
-    std::string trace;      // GODWIT_FAULT_TRACE
+    std::string fault;  // GODWIT_FAULT
+    std::string trace;  // GODWIT_FAULT_TRACE
 };
 
 // Starts the agent; the caller waits for it. Exit codes as those of godwit.

@@ -24,7 +24,8 @@ struct Counter {
     pid_t pid = -1;
 
     Counter() {
-        count = static_cast<std::atomic<uint64_t>*>(::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+        count = static_cast<std::atomic<uint64_t>*>(
+            ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
         pid = ::fork();
         if (pid == 0) {
             for (;;) {
@@ -120,7 +121,9 @@ TEST_F(HoldCgroupTest, ATaskInAPtraceStopCountsAsFrozenAndStaysSoWhenItsTracerIs
     ASSERT_EQ(::pipe(ready), 0);
     const pid_t tracer = ::fork();
     if (tracer == 0) {
-        const bool held = ::ptrace(PTRACE_SEIZE, victim.pid, nullptr, 0) == 0 && ::ptrace(PTRACE_INTERRUPT, victim.pid, nullptr, nullptr) == 0 && ::waitpid(victim.pid, nullptr, __WALL) == victim.pid;
+        const bool held = ::ptrace(PTRACE_SEIZE, victim.pid, nullptr, 0) == 0 &&
+                          ::ptrace(PTRACE_INTERRUPT, victim.pid, nullptr, nullptr) == 0 &&
+                          ::waitpid(victim.pid, nullptr, __WALL) == victim.pid;
         (void)::write(ready[1], held ? "y" : "n", 1);
         ::pause();
         ::_exit(0);

@@ -1,5 +1,3 @@
-#include "common/recovery/table.h"
-
 #include <gtest/gtest.h>
 
 #include <compare>
@@ -8,6 +6,8 @@
 #include <set>
 #include <string>
 #include <vector>
+
+#include "common/recovery/table.h"
 
 namespace godwit {
 namespace {
@@ -18,7 +18,8 @@ using DA = DestinationAction;
 using SA = SourceAction;
 
 const std::vector<S> sources{S::none, S::preparing, S::committed, S::done, S::aborted};
-const std::vector<D> destinations{D::none, D::preparing, D::ready, D::owned, D::running, D::aborted, D::lost, D::busy, D::unreachable};
+const std::vector<D> destinations{D::none,    D::preparing, D::ready, D::owned,      D::running,
+                                  D::aborted, D::lost,      D::busy,  D::unreachable};
 const std::vector<OperatorWord> words{OperatorWord::none, OperatorWord::resume, OperatorWord::discard};
 
 TEST(RecoveryTable, NamesGoThereAndBack) {
@@ -60,7 +61,8 @@ TEST(RecoveryTable, TheWordCountsOnlyWhereThePeerIsUnreachableOrHasLostTheTree) 
     for (const S s : sources)
         for (const D d : destinations)
             for (const OperatorWord word : words) {
-                const bool counts = s == S::committed && (d == D::unreachable || d == D::lost) && word != OperatorWord::none;
+                const bool counts =
+                    s == S::committed && (d == D::unreachable || d == D::lost) && word != OperatorWord::none;
                 if (!counts) {
                     EXPECT_EQ(settle(s, d, word), settle(s, d)) << name_of(s) << " × " << name_of(d);
                     continue;
@@ -81,8 +83,11 @@ TEST(RecoveryTable, NoRowLetsTheSourceRunBesideADestinationThatMay) {
                 EXPECT_FALSE(got.source == SA::resume && d == D::owned && got.destination != DA::discard) << row;
                 EXPECT_FALSE(got.source == SA::resume && s == S::done) << row;
                 EXPECT_FALSE(got.source == SA::kill && (s == S::preparing || s == S::aborted)) << row;
-                // Nothing is killed here while the peer says that it holds nothing, unless it had it before or by the word.
-                EXPECT_FALSE(got.source == SA::kill && s == S::committed && word == OperatorWord::none && d != D::owned && d != D::running) << row;
+                // Nothing is killed here while the peer says that it holds nothing, unless it had it before or by the
+                // word.
+                EXPECT_FALSE(got.source == SA::kill && s == S::committed && word == OperatorWord::none &&
+                             d != D::owned && d != D::running)
+                    << row;
                 if (got.code == ExitCode::uncertain) {
                     EXPECT_TRUE(got.source == SA::nothing && got.destination == DA::nothing && !got.forget) << row;
                 }
@@ -91,7 +96,8 @@ TEST(RecoveryTable, NoRowLetsTheSourceRunBesideADestinationThatMay) {
 }
 
 TEST(RecoveryTable, TheDestinationAloneNeverTouchesWhatRuns) {
-    for (const D d : {D::none, D::running, D::aborted, D::lost, D::busy, D::unreachable}) EXPECT_EQ(settle_alone(d), DA::nothing);
+    for (const D d : {D::none, D::running, D::aborted, D::lost, D::busy, D::unreachable})
+        EXPECT_EQ(settle_alone(d), DA::nothing);
     EXPECT_EQ(settle_alone(D::preparing), DA::discard);
     EXPECT_EQ(settle_alone(D::ready), DA::discard);
     EXPECT_EQ(settle_alone(D::owned), DA::thaw);
@@ -100,7 +106,13 @@ TEST(RecoveryTable, TheDestinationAloneNeverTouchesWhatRuns) {
 // A model of the commit and of recover: both agents, their journals, the tree on both hosts, the link and the frames
 // in flight. Each actor's step is one durable or visible act; either actor may be killed before any step, and the link
 // be cut (what was sent may still arrive, or not). Every reachable state is visited.
-enum class Tree { absent, running, traced, frozen, dead };  // traced: stopped by ptrace alone; runs on when its agent dies
+enum class Tree {
+    absent,
+    running,
+    traced,
+    frozen,
+    dead
+};  // traced: stopped by ptrace alone; runs on when its agent dies
 enum Frames : int { ready = 1, go = 2, running = 4, done = 8, done_reply = 16 };
 
 // Where an actor is. Numbers below 100: the agent's steps in order; from 100 on: recover; idle: nobody is at work.
@@ -115,8 +127,8 @@ struct World {
     int destination = 0;
     bool link = true;
     int frames = 0;
-    S asked_as = S::none;     // recover: the source's state when it asked …
-    D answered = D::none;     // … and what it was told
+    S asked_as = S::none;  // recover: the source's state when it asked …
+    D answered = D::none;  // … and what it was told
     auto operator<=>(const World&) const = default;
 };
 
@@ -129,7 +141,8 @@ D observed(const World& w) {
 // One step of what answers a question at the destination: false when there is nothing (more) to do for the action.
 bool destination_step(World& w, DA action) {
     if (action == DA::discard) {
-        if (w.destination_tree == Tree::frozen || w.destination_tree == Tree::traced) return w.destination_tree = Tree::dead, true;
+        if (w.destination_tree == Tree::frozen || w.destination_tree == Tree::traced)
+            return w.destination_tree = Tree::dead, true;
         if (w.destination_journal != D::aborted) return w.destination_journal = D::aborted, true;
     }
     if (action == DA::thaw) {
@@ -154,7 +167,8 @@ void recover_at_source(const World& w, std::vector<World>& next) {
             const D now = observed(w);
             const bool reached = now == (plan.destination == DA::discard ? D::aborted : D::running);
             if (reached && !destination_step(n, plan.destination)) return n.source = 102, next.push_back(n);
-            if (!reached && settle(w.asked_as, now).destination != plan.destination) return n.source = 100, next.push_back(n);
+            if (!reached && settle(w.asked_as, now).destination != plan.destination)
+                return n.source = 100, next.push_back(n);
             if (!reached && !destination_step(n, plan.destination)) n.source = 100;
             return next.push_back(n);
         }
@@ -189,10 +203,14 @@ void recover_at_destination(const World& w, std::vector<World>& next) {
     n.destination = 100;
     switch (settle_alone(now)) {
         case DA::discard:
-            if (w.destination_tree == Tree::frozen || w.destination_tree == Tree::traced) n.destination_tree = Tree::dead;
-            else n.destination_journal = D::none, n.destination = idle;
+            if (w.destination_tree == Tree::frozen || w.destination_tree == Tree::traced)
+                n.destination_tree = Tree::dead;
+            else
+                n.destination_journal = D::none, n.destination = idle;
             break;
-        case DA::thaw: n.destination_tree = Tree::running; break;  // observed as running from here on
+        case DA::thaw:
+            n.destination_tree = Tree::running;
+            break;  // observed as running from here on
         case DA::nothing:
             if (now == D::running) n.destination_journal = D::running;
             n.destination = idle;
@@ -241,20 +259,43 @@ void source_steps(const World& w, std::vector<World>& next) {
     World n = w;
     n.source = w.source + 1;
     switch (w.source) {
-        case 0: n.source_journal = S::preparing; break;
-        case 1: n.source_tree = Tree::traced; break;
-        case 2: return receive(w, ready, &World::source, 3, 20, next);
-        case 3: n.source_journal = S::committed; break;
-        case 4: n.source_tree = Tree::frozen; break;
-        case 5: return send(w, go, &World::source, 6, 100, next);
-        case 6: return receive(w, running, &World::source, 7, 100, next);
-        case 7: n.source_tree = Tree::dead; break;
-        case 8: n.source_journal = S::done; break;
-        case 9: return send(w, done, &World::source, 10, 100, next);
-        case 10: return receive(w, done_reply, &World::source, 11, 100, next);
-        case 11: n.source_journal = S::none, n.source = idle; break;
-        case 20: n.source_tree = Tree::running; break;  // aborted before GO
-        case 21: n.source_journal = S::none, n.source = idle; break;
+        case 0:
+            n.source_journal = S::preparing;
+            break;
+        case 1:
+            n.source_tree = Tree::traced;
+            break;
+        case 2:
+            return receive(w, ready, &World::source, 3, 20, next);
+        case 3:
+            n.source_journal = S::committed;
+            break;
+        case 4:
+            n.source_tree = Tree::frozen;
+            break;
+        case 5:
+            return send(w, go, &World::source, 6, 100, next);
+        case 6:
+            return receive(w, running, &World::source, 7, 100, next);
+        case 7:
+            n.source_tree = Tree::dead;
+            break;
+        case 8:
+            n.source_journal = S::done;
+            break;
+        case 9:
+            return send(w, done, &World::source, 10, 100, next);
+        case 10:
+            return receive(w, done_reply, &World::source, 11, 100, next);
+        case 11:
+            n.source_journal = S::none, n.source = idle;
+            break;
+        case 20:
+            n.source_tree = Tree::running;
+            break;  // aborted before GO
+        case 21:
+            n.source_journal = S::none, n.source = idle;
+            break;
     }
     next.push_back(n);
 }
@@ -271,23 +312,48 @@ void destination_steps(const World& w, std::vector<World>& next) {
     n.destination = w.destination + 1;
     switch (w.destination) {
         case 0:
-            if (w.destination_journal != D::none) n.destination = idle;  // a tombstone: refused
-            else n.destination_journal = D::preparing;
+            if (w.destination_journal != D::none)
+                n.destination = idle;  // a tombstone: refused
+            else
+                n.destination_journal = D::preparing;
             break;
-        case 1: n.destination_tree = Tree::traced; break;
-        case 2: n.destination_journal = D::ready; break;
-        case 3: return send(w, ready, &World::destination, 4, 20, next);
-        case 4: return receive(w, go, &World::destination, 5, 20, next);
-        case 5: n.destination_tree = Tree::frozen; break;  // EXITKILL dropped: the freezer alone holds
-        case 6: n.destination_journal = D::owned; break;
-        case 7: n.destination_tree = Tree::running; break;
-        case 8: return send(w, running, &World::destination, 9, 9, next);
-        case 9: n.destination_journal = D::running; break;
-        case 10: return receive(w, done, &World::destination, 11, idle, next);
-        case 11: n.destination_journal = D::none; break;
-        case 12: return send(w, done_reply, &World::destination, idle, idle, next);
-        case 20: n.destination_tree = Tree::dead; break;
-        case 21: n.destination_journal = D::none, n.destination = idle; break;
+        case 1:
+            n.destination_tree = Tree::traced;
+            break;
+        case 2:
+            n.destination_journal = D::ready;
+            break;
+        case 3:
+            return send(w, ready, &World::destination, 4, 20, next);
+        case 4:
+            return receive(w, go, &World::destination, 5, 20, next);
+        case 5:
+            n.destination_tree = Tree::frozen;
+            break;  // EXITKILL dropped: the freezer alone holds
+        case 6:
+            n.destination_journal = D::owned;
+            break;
+        case 7:
+            n.destination_tree = Tree::running;
+            break;
+        case 8:
+            return send(w, running, &World::destination, 9, 9, next);
+        case 9:
+            n.destination_journal = D::running;
+            break;
+        case 10:
+            return receive(w, done, &World::destination, 11, idle, next);
+        case 11:
+            n.destination_journal = D::none;
+            break;
+        case 12:
+            return send(w, done_reply, &World::destination, idle, idle, next);
+        case 20:
+            n.destination_tree = Tree::dead;
+            break;
+        case 21:
+            n.destination_journal = D::none, n.destination = idle;
+            break;
     }
     next.push_back(n);
 }
@@ -318,13 +384,13 @@ std::vector<World> successors(const World& w) {
     return next;
 }
 
-bool source_may_run(const World& w) {
-    return w.source_tree == Tree::running || w.source_tree == Tree::traced;
-}
+bool source_may_run(const World& w) { return w.source_tree == Tree::running || w.source_tree == Tree::traced; }
 
 std::string text(const World& w) {
-    return "source " + std::string(name_of(w.source_journal)) + " tree " + std::to_string(int(w.source_tree)) + " at " + std::to_string(w.source) + ", destination " +
-           std::string(name_of(w.destination_journal)) + " tree " + std::to_string(int(w.destination_tree)) + " at " + std::to_string(w.destination) + ", frames " + std::to_string(w.frames);
+    return "source " + std::string(name_of(w.source_journal)) + " tree " + std::to_string(int(w.source_tree)) + " at " +
+           std::to_string(w.source) + ", destination " + std::string(name_of(w.destination_journal)) + " tree " +
+           std::to_string(int(w.destination_tree)) + " at " + std::to_string(w.destination) + ", frames " +
+           std::to_string(w.frames);
 }
 
 World run_alone(World w, void (*steps)(const World&, std::vector<World>&)) {
@@ -348,16 +414,21 @@ TEST(RecoveryModel, NoCrashOfAgentsOrLinkEverMakesTwoCopiesOrNone) {
         const World w = open.front();
         open.pop_front();
         ASSERT_FALSE(source_may_run(w) && w.destination_tree == Tree::running) << "two copies: " << text(w);
-        ASSERT_FALSE(w.source_tree == Tree::dead && (w.destination_tree == Tree::absent || w.destination_tree == Tree::dead)) << "no copy: " << text(w);
+        ASSERT_FALSE(w.source_tree == Tree::dead &&
+                     (w.destination_tree == Tree::absent || w.destination_tree == Tree::dead))
+            << "no copy: " << text(w);
         // Whatever happened, recover on both hosts, in either order, leaves one running copy and nothing else.
         for (const bool source_first : {true, false}) {
             World end = kill_destination(kill_source(w));
             if (source_first) end = run_alone(end, source_steps);
             end = run_alone(end, destination_steps);
             if (!source_first) end = run_alone(end, source_steps);
-            ASSERT_NE(end.source_tree == Tree::running, end.destination_tree == Tree::running) << text(w) << "\nends as " << text(end);
-            ASSERT_TRUE(end.source_journal == S::none && end.destination_journal == D::none) << text(w) << "\nends as " << text(end);
-            ASSERT_TRUE(end.source_tree != Tree::frozen && end.destination_tree != Tree::frozen) << text(w) << "\nends as " << text(end);
+            ASSERT_NE(end.source_tree == Tree::running, end.destination_tree == Tree::running)
+                << text(w) << "\nends as " << text(end);
+            ASSERT_TRUE(end.source_journal == S::none && end.destination_journal == D::none)
+                << text(w) << "\nends as " << text(end);
+            ASSERT_TRUE(end.source_tree != Tree::frozen && end.destination_tree != Tree::frozen)
+                << text(w) << "\nends as " << text(end);
         }
         for (const World& n : successors(w))
             if (seen.insert(n).second) open.push_back(n);
@@ -367,7 +438,9 @@ TEST(RecoveryModel, NoCrashOfAgentsOrLinkEverMakesTwoCopiesOrNone) {
     // Both ends are reachable at all: a model that gets stuck early would pass everything above.
     const auto ends = [&](Tree source, Tree destination) {
         for (const World& w : seen)
-            if (w.source_tree == source && w.destination_tree == destination && w.source == idle && w.destination == idle && w.source_journal == S::none && w.destination_journal == D::none) return true;
+            if (w.source_tree == source && w.destination_tree == destination && w.source == idle &&
+                w.destination == idle && w.source_journal == S::none && w.destination_journal == D::none)
+                return true;
         return false;
     };
     EXPECT_TRUE(ends(Tree::dead, Tree::running));
