@@ -12,7 +12,6 @@
 #include "common/base/log.h"
 #include "common/base/uuid.h"
 #include "common/kernel/machine.h"
-#include "source-agent/collect/files_tcp.h"
 #include "source-agent/commit.h"
 #include "source-agent/page_sender.h"
 #include "transport/handshake.h"
@@ -241,7 +240,10 @@ Result<void> Migration::send_round_end() {
 
 Result<void> Migration::send_state(std::vector<Subject>& subjects) {
     const image::Files files = TRY(collect_files(subjects, options_.collect));
-    for (Subject& subject : subjects) TRY(links_.control().send(FrameType::process, TRY(collect_process(subject))));
+    for (Subject& subject : subjects) {
+        const image::Process process = TRY(collect_process(subject));
+        TRY(links_.control().send(FrameType::process, process));
+    }
     TRY(links_.control().send(FrameType::files, files));
     TRY(links_.control().send(FrameType::state_end, image::Troubles{}));
     return {};
