@@ -46,6 +46,7 @@ enum class FrameType : uint16_t {
     keep_alive = 20,
 };
 
+// "hello_reply" and so on; "unknown" for a number that is no frame type.
 std::string_view name_of(FrameType type);
 
 // Caps, so that no length of a peer's makes us allocate more.

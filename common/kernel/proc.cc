@@ -147,6 +147,7 @@ Result<std::vector<Vma>> read_smaps(pid_t pid) {
             if (out.empty()) return fail(fmt::format("cannot make sense of /proc/{}/smaps", pid));
             if (line.starts_with("Rss:")) out.back().resident_kb = kilobytes(line.substr(4));
             if (line.starts_with("Swap:")) out.back().swap_kb = kilobytes(line.substr(5));
+            if (line.starts_with("ProtectionKey:")) out.back().protection_key = kilobytes(line.substr(14));
             if (!line.starts_with("VmFlags:")) continue;
             std::string_view rest = line.substr(8);
             while (rest.size() >= 2) {

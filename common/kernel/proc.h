@@ -26,6 +26,7 @@ struct Vma {
     std::vector<std::string> flags;  // VmFlags: "rd", "wr", "ac" ...; empty unless read from smaps
     uint64_t resident_kb = 0;
     uint64_t swap_kb = 0;
+    uint64_t protection_key = 0;  // of pkey_mprotect(2)
 
     bool has(std::string_view flag) const;
     uint64_t size() const { return end - start; }

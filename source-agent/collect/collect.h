@@ -62,12 +62,12 @@ Result<image::Files> collect_files(std::vector<Subject>& subjects, const Collect
 
 // Which pages of a mapping hold content that the destination cannot know: present or swapped, and for private file
 // mappings changed. Ranges are ascending, page-aligned, in bytes, and merged.
-struct PageRange {
+struct ByteRange {
     uint64_t start = 0;
     uint64_t end = 0;
 };
 // `layout` tells the mappings; anonymous shared objects mapped several times are reported through the first mapping
 // only. Reads /proc/PID/pagemap (PAGEMAP_SCAN where the kernel has it).
-Result<std::vector<PageRange>> content_ranges(pid_t pid, const image::Layout& layout);
+Result<std::vector<ByteRange>> content_ranges(pid_t pid, const image::Layout& layout);
 
 }  // namespace godwit

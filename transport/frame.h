@@ -1,0 +1,91 @@
+// The bytes of a frame: a header of fixed size and a body. docs/protocol.md has a worked example.
+//
+//   0  u32 magic      "gdwt"
+//   4  u16 type       FrameType
+//   6  u16 flags      0
+//   8  u32 length     bytes of the body
+//  12  u32 sequence   of this direction of this connection, from 0
+//  16  u64 checksum   XXH3-64 of bytes 0 to 15 and the body
+//
+// All numbers are little-endian. The layout up to here and HELLO never change, whatever the version, so that any
+// two versions can tell each other theirs.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "common/base/result.h"
+#include "transport/protocol.h"
+
+namespace godwit {
+
+inline constexpr uint32_t frame_magic = 0x74776467;  // "gdwt"
+inline constexpr size_t frame_header_bytes = 24;
+inline constexpr size_t page_header_bytes = 32;
+inline constexpr uint32_t max_hello_bytes = 4096;
+
+using FrameHeaderBytes = std::array<std::byte, frame_header_bytes>;
+using PageHeaderBytes = std::array<std::byte, page_header_bytes>;
+
+struct FrameHeader {
+    FrameType type = FrameType::abort;
+    uint32_t length = 0;
+    uint32_t sequence = 0;
+    uint64_t checksum = 0;
+};
+
+// The longest body that a frame of this type may have.
+uint32_t max_body_bytes(FrameType type);
+
+// The checksum field is computed by the caller and put in by seal().
+FrameHeaderBytes encode(const FrameHeader& header);
+void seal(FrameHeaderBytes& bytes, uint64_t checksum);
+// Refuses another magic, an unknown type, flags, a length above its cap and any sequence number but `sequence`.
+// The Problem (ExitCode::peer) does not name the peer: Channel does.
+Result<FrameHeader> decode_header(const FrameHeaderBytes& bytes, uint32_t sequence);
+// True when the bytes begin like a TLS record: for a better hint when the magic is wrong.
+bool looks_like_tls(const FrameHeaderBytes& bytes);
+
+// XXH3-64 of a frame, piece by piece.
+class FrameChecksum {
+  public:
+    explicit FrameChecksum(const FrameHeaderBytes& header);  // its first 16 bytes
+    void add(const void* data, size_t size);
+    uint64_t value() const;
+
+  private:
+    struct Free {
+        void operator()(void* state) const;
+    };
+    std::unique_ptr<void, Free> state_;
+};
+
+// Pages of one process, or of one shared object.
+struct PageRange {
+    uint32_t pid = 0;      // in the tree's namespace; 0: by object
+    uint64_t object = 0;   // MappingRange.shared_object; 0: by pid
+    uint64_t address = 0;  // in the process, or offset in the object; bytes, a multiple of the page size
+    uint64_t length = 0;   // bytes, a multiple of the page size, not 0
+};
+
+// The first page_header_bytes of the body of a PAGES frame; content follows unless zero.
+//   0 u32 pid   4 u32 flags (bit 0: zero, bit 1: lz4, refused)   8 u64 address   16 u64 length   24 u64 object
+struct PageHeader {
+    PageRange range;
+    bool zero = false;  // every byte of the range is zero; range.length may be of any size
+};
+
+inline constexpr uint32_t page_flag_zero = 1u << 0;
+inline constexpr uint32_t page_flag_lz4 = 1u << 1;  // reserved
+
+PageHeaderBytes encode(const PageHeader& header);
+// `body_bytes` is the length of the frame. Refuses unknown flags, ranges that are empty, not of whole pages, wrap
+// around or name both or neither of pid and object, and a content that is not as long as the range.
+Result<PageHeader> decode_page_header(const PageHeaderBytes& bytes, uint32_t body_bytes);
+
+}  // namespace godwit
