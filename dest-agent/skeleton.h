@@ -1,7 +1,8 @@
 // The destination's stopped, empty copy of one process: its final PID and TIDs, its mappings, nothing that runs.
 //
-// Life: spawn() → apply_layout() (again when mappings changed) → pages are written in place → restore_process(),
-// restore_files() → seal(): executor gone, every task stopped by ptrace with its final registers → commit.
+// Life: Skeleton::build() → write_pages() → finish_memory() → restore_files(), restore_process() → seal(): executor gone, every
+// task stopped by ptrace with its final registers → commit, which makes it run by Tracee::detach() (not release(): what
+// at_stop() holds are the stub's registers).
 //
 // What happens if we die: PTRACE_O_EXITKILL kills every task of it until the commit clears that.
 // What happens if it dies: calls fail with a Problem that names it.
@@ -29,15 +30,16 @@ namespace godwit {
 class Spawner {
   public:
     // Starts the helper. `clocks`: what CLOCK_MONOTONIC and CLOCK_BOOTTIME shall show in the tree, at the local
-    // CLOCK_MONOTONIC time `arrived_ns`; the offsets are computed against the host, never nested.
-    static Result<Spawner> start(const image::Clocks& clocks, int64_t arrived_ns);
+    // CLOCK_MONOTONIC time `arrived_ns`; the offsets are computed against the host, never nested. `program` is the godwit binary.
+    static Result<Spawner> start(const image::Clocks& clocks, int64_t arrived_ns, const std::string& program = "/proc/self/exe");
     Spawner(Spawner&&) noexcept;
     Spawner& operator=(Spawner&&) noexcept;
     ~Spawner();  // ends the helper
 
     // clone3(set_tid = pid) + exec of a minimal stub that waits; the new process is the leader of a session and
-    // process group of its own and its parent is the init of this PID namespace once the helper ends.
-    // Returns it seized by the calling thread, stopped, with EXITKILL.
+    // process group of its own and its parent is the init of this PID namespace (or the nearest sub-reaper).
+    // Returns it seized by the calling thread, stopped, with EXITKILL and TRACECLONE. Whoever drops it must kill it first: a
+    // detached stub waits for ever.
     Result<Tracee> spawn(pid_t pid);
 
   private:
@@ -59,7 +61,7 @@ class Skeleton {
     static Result<Skeleton> build(Spawner& spawner, const image::Layout& layout);
     Skeleton(Skeleton&&) noexcept;
     Skeleton& operator=(Skeleton&&) noexcept;
-    // Kills the process unless release() was called, and reaps nothing: the init of the namespace does.
+    // Kills the process unless release() was called and waits for that end as its tracer; its parent reaps it.
     ~Skeleton();
 
     pid_t pid() const;

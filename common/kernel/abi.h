@@ -34,6 +34,19 @@ struct RseqCriticalSection {
 };
 constexpr uint64_t rseq_cs_offset = 8;
 
+// arch_prctl(2), Linux 4.9 with CONFIG_CHECKPOINT_RESTORE: maps [vvar], [vvar_vclock] and behind them the vDSO, from an address on.
+constexpr int arch_map_vdso_64 = 0x2003;
+
+// memfd_create(2), Linux 6.3.
+constexpr unsigned memfd_exec = 0x10;
+
+// prctl(2), Linux 5.17.
+constexpr int pr_set_vma = 0x53564d41;
+constexpr int pr_set_vma_anon_name = 0;
+
+// prctl(2), Linux 6.15: timer_create() takes the wanted id from where it will store it.
+constexpr int pr_timer_create_restore_ids = 77;
+
 // unix(7): most descriptors in one SCM_RIGHTS message.
 constexpr unsigned most_descriptors_in_message = 253;
 

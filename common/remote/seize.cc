@@ -109,9 +109,16 @@ Result<StoppedProcess> seize_process(pid_t pid, Deadline deadline, unsigned long
 }
 
 void release_process(StoppedProcess& process) {
-    for (Tracee& task : process.tasks)
-        if (task.tid() != 0 && !task.release()) task.forget();
-    process.tasks.clear();
+    // The leader last: its end is reported only when all its threads were buried.
+    while (!process.tasks.empty()) {
+        Tracee& task = process.tasks.back();
+        const pid_t tid = task.tid();
+        if (tid != 0 && !task.release()) {
+            task.forget();
+            trace::bury(tid);
+        }
+        process.tasks.pop_back();
+    }
 }
 
 Result<void> check_seccomp(pid_t pid) {

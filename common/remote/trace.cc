@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
@@ -25,14 +26,21 @@ Result<void> request(const char* name, int request, pid_t tid, uint64_t address,
     return fail_errno(fmt::format("{} of task {}", name, tid));
 }
 
+void bury(pid_t tid) {
+    for (const Deadline deadline = Deadline::in(milliseconds(1000)); !deadline.passed(); ::sched_yield())
+        if (peek(tid).kind == Stop::Kind::gone) return;
+}
+
 Stop peek(pid_t tid) {
     siginfo_t info{};
     if (::waitid(P_PID, static_cast<id_t>(tid), &info, WSTOPPED | WEXITED | WNOHANG | WNOWAIT | __WALL) != 0)
         return {Stop::Kind::gone, 0};
     if (info.si_pid == 0) return {};
     if (info.si_code != CLD_TRAPPED) {
-        // A dead thread of ours stays in /proc/PID/task until it is taken.
-        ::waitid(P_PID, static_cast<id_t>(tid), &info, WEXITED | WNOHANG | __WALL);
+        // A dead task stays in /proc, and its process a zombie, until its tracer takes the remains. The exit status of
+        // a child of ours belongs to whoever forked it.
+        if (status_field(tid, "PPid") != std::to_string(::getpid()) || status_field(tid, "Tgid") != std::to_string(tid))
+            ::waitid(P_PID, static_cast<id_t>(tid), &info, WEXITED | WNOHANG | __WALL);
         return {Stop::Kind::gone, 0};
     }
     const int signal = info.si_status & 0xff;
@@ -61,6 +69,8 @@ Result<Stop> wait(pid_t tid, Deadline deadline) {
                         state.starts_with("D") ? "it waits in the kernel: for its vfork child, a disk or a network file system"
                                                : "the host may be overloaded");
         }
+        // A dead leader is reported only when its last thread was buried.
+        if (pause == longest && status_field(tid, "State").value_or("X").find_first_of("ZX") == 0) return gone(tid);
         const timespec time{0, pause};
         ::nanosleep(&time, nullptr);
         pause = std::min(pause * 2, longest);

@@ -31,6 +31,8 @@ struct Stop {
 // What `tid` does now. The stop is not taken (WNOWAIT): a signal-delivery stop that is, loses its signal if we die.
 // The remains of a dead task are taken.
 Stop peek(pid_t tid);
+// For a task that was found dying (ESRCH): waits a moment for its end and takes the remains.
+void bury(pid_t tid);
 // Waits until it is not running. There is no descriptor that reports stops, so this looks again in growing intervals of at most 1 ms.
 Result<Stop> wait(pid_t tid, Deadline deadline);
 

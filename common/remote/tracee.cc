@@ -56,7 +56,7 @@ Tracee::Tracee(Tracee&& other) noexcept
 
 Tracee& Tracee::operator=(Tracee&& other) noexcept {
     if (this == &other) return *this;
-    if (tid_ != 0) (void)detach();
+    if (tid_ != 0 && !detach()) forget();
     tid_ = std::exchange(other.tid_, 0);
     stopped_ = other.stopped_;
     at_interrupt_ = other.at_interrupt_;
