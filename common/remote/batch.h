@@ -97,6 +97,8 @@ class Batch {
     std::vector<Entry> calls_;
     std::vector<std::byte> data_;  // each piece starts at a multiple of 16
     std::vector<Pointer> pointers_;
+    size_t out_begin_ = SIZE_MAX;  // what is copied back
+    size_t out_end_ = 0;
 };
 
 }  // namespace godwit

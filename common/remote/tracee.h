@@ -60,6 +60,15 @@ class Tracee {
     Result<uint64_t> signal_mask() const;
     Result<void> set_signal_mask(uint64_t mask);
 
+    // interrupt() and waits for that stop again, from wherever the task is; at_stop() stays as it is.
+    Result<void> stop_again(Deadline deadline);
+    // Lets the task run, with signals delivered, to the end of its next system call `number`; registers as they are there. For
+    // what comes next the kernel restarts no call until stop_again().
+    Result<Registers> run_to_call_exit(long number, Deadline deadline);
+    // For whoever lets the task run by cont() and waits for something else: lets signals and group stops through that
+    // stopped it meanwhile. Returns the new task or process of a PTRACE_EVENT_{CLONE,FORK,VFORK}, 0 when there was none;
+    // a Problem when the task died.
+    Result<pid_t> serve();
     // PTRACE_CONT with a signal to deliver (0: none).
     Result<void> cont(int signal = 0);
     // One system call by PTRACE_SYSCALL: `instruction` is the address of a `syscall` instruction that is mapped in the
@@ -75,9 +84,11 @@ class Tracee {
 
   private:
     explicit Tracee(pid_t tid) : tid_(tid) {}
+    Result<void> save_state();
 
     pid_t tid_ = 0;
     bool stopped_ = false;
+    bool at_interrupt_ = false;  // stopped where the kernel still restarts a call that was broken off
     bool group_stopped_ = false;
     Registers at_stop_{};
     uint64_t mask_at_stop_ = 0;

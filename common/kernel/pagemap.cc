@@ -1,0 +1,111 @@
+#include "common/kernel/pagemap.h"
+
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+
+#include <algorithm>
+
+#include "common/base/file.h"
+
+namespace godwit {
+namespace {
+
+constexpr uint64_t page_size = 4096;
+
+// Linux 6.7, include/uapi/linux/fs.h.
+struct ScanArgument {
+    uint64_t size;
+    uint64_t flags;
+    uint64_t start;
+    uint64_t end;
+    uint64_t walk_end;
+    uint64_t vec;
+    uint64_t vec_len;
+    uint64_t max_pages;
+    uint64_t category_inverted;
+    uint64_t category_mask;
+    uint64_t category_anyof_mask;
+    uint64_t return_mask;
+};
+constexpr unsigned long pagemap_scan = _IOWR('f', 16, ScanArgument);
+
+// Bits of a pagemap entry.
+constexpr uint64_t entry_present = 1ull << 63;
+constexpr uint64_t entry_swapped = 1ull << 62;
+constexpr uint64_t entry_file = 1ull << 61;
+
+void append(std::vector<PageRegion>& regions, const PageRegion& next) {
+    if (!regions.empty() && regions.back().end == next.start && regions.back().categories == next.categories)
+        regions.back().end = next.end;
+    else
+        regions.push_back(next);
+}
+
+// Calls `take` with each region that has one of the categories; false where the kernel does not know the call.
+template <class Take>
+Result<bool> scan(int fd, pid_t pid, uint64_t start, uint64_t end, uint64_t any_of, uint64_t wanted, const Take& take) {
+    PageRegion found[512];
+    ScanArgument argument{};
+    argument.size = sizeof argument;
+    argument.start = start;
+    argument.end = end;
+    argument.vec = reinterpret_cast<uint64_t>(found);
+    argument.vec_len = std::size(found);
+    argument.category_anyof_mask = any_of;
+    argument.return_mask = wanted;
+    while (argument.start < end) {
+        const int count = ::ioctl(fd, pagemap_scan, &argument);
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0 && (errno == ENOTTY || errno == EINVAL)) return false;
+        if (count < 0) return fail_errno(fmt::format("cannot scan the pages of pid {} at {:#x}", pid, argument.start));
+        for (int i = 0; i < count; ++i) take(found[i]);
+        argument.start = argument.walk_end;
+    }
+    return true;
+}
+
+}  // namespace
+
+Result<Pagemap> Pagemap::open(pid_t pid) {
+    Pagemap out;
+    out.fd_ = TRY(open_file(fmt::format("/proc/{}/pagemap", pid), O_RDONLY));
+    out.pid_ = pid;
+    return out;
+}
+
+Result<std::vector<PageRegion>> Pagemap::populated(uint64_t start, uint64_t end) const {
+    std::vector<PageRegion> regions;
+    const bool known = TRY(scan(fd_.get(), pid_, start, end, page_is_present | page_is_swapped,
+                                page_is_present | page_is_swapped | page_is_file | page_is_pfnzero,
+                                [&](const PageRegion& region) { append(regions, region); }));
+    if (known) return regions;
+    return read_entries(start, end);
+}
+
+Result<bool> Pagemap::has_guards(uint64_t start, uint64_t end) const {
+    bool found = false;
+    TRY(scan(fd_.get(), pid_, start, end, page_is_guard, page_is_guard, [&](const PageRegion&) { found = true; }));
+    return found;
+}
+
+Result<std::vector<PageRegion>> Pagemap::read_entries(uint64_t start, uint64_t end) const {
+    std::vector<PageRegion> regions;
+    std::vector<uint64_t> entries(65536);
+    for (uint64_t at = start; at < end;) {
+        const uint64_t count = std::min<uint64_t>(entries.size(), (end - at) / page_size);
+        const ssize_t got = ::pread(fd_.get(), entries.data(), count * sizeof(uint64_t), static_cast<off_t>(at / page_size * sizeof(uint64_t)));
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return fail_errno(got == 0 ? ENODATA : errno, fmt::format("cannot read the page map of pid {} at {:#x}", pid_, at));
+        for (size_t i = 0; i < static_cast<size_t>(got) / sizeof(uint64_t); ++i, at += page_size) {
+            const uint64_t entry = entries[i];
+            if ((entry & (entry_present | entry_swapped)) == 0) continue;
+            const uint64_t categories = ((entry & entry_present) != 0 ? page_is_present : 0) |
+                                        ((entry & entry_swapped) != 0 ? page_is_swapped : 0) |
+                                        ((entry & entry_file) != 0 ? page_is_file : 0);
+            append(regions, {at, at + page_size, categories});
+        }
+    }
+    return regions;
+}
+
+}  // namespace godwit

@@ -1,0 +1,45 @@
+// What a Skeleton knows; shared by skeleton.cc, mappings.cc and pages.cc.
+#pragma once
+
+#include <optional>
+
+#include "dest-agent/layout.h"
+#include "dest-agent/skeleton.h"
+
+namespace godwit {
+
+// What a mapping is made with. Where that is not its final protection, finish_memory() changes it.
+uint32_t first_protection(const image::MappingRange& range);
+
+struct Skeleton::State {
+    State() = default;
+    State(const State&) = delete;
+    State& operator=(const State&) = delete;
+    ~State();
+
+    image::Layout layout;
+    UniqueFd pidfd;
+    std::vector<Tracee> tasks;  // never grows after the executor moved in, which points at the leader
+    std::optional<Remote> remote;
+    ProcessMemory memory;
+    bool released = false;
+
+    // skeleton.cc
+    Result<void> start(Spawner& spawner);
+    Result<void> clear();
+    Result<void> set_memory_map();
+    Result<void> make_threads();
+    void kill();
+
+    // mappings.cc
+    Result<void> make_mappings();
+    Result<void> make_anonymous();
+    Result<void> make_of_files();
+    Result<void> make_shared_objects();
+    Result<void> advise();
+
+    // pages.cc
+    Result<const image::MappingRange*> mapping_for(uint64_t address) const;
+};
+
+}  // namespace godwit

@@ -1,0 +1,154 @@
+#include "source-agent/collect/classify.h"
+
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+
+#include "common/base/text.h"
+#include "common/base/unique_fd.h"
+
+namespace godwit {
+namespace {
+
+constexpr std::string_view deleted = " (deleted)";
+
+// VmFlags (proc(5)) that are carried, or that tell nothing that would have to be.
+constexpr std::array<std::string_view, 25> carried_flags{
+    "rd", "wr", "ex", "sh", "mr", "mw", "me", "ms", "gd", "lo", "sr", "rr", "dc", "de",
+    "ac", "nr", "ar", "wf", "dd", "sd", "hg", "nh", "mg", "lf", "mm",
+};
+
+struct RefusedFlag {
+    std::string_view flag;
+    const char* what;
+    const char* hint;
+};
+constexpr std::array<RefusedFlag, 9> refused_flags{{
+    {"ht", "huge pages of hugetlbfs", "run the program without explicit huge pages"},
+    {"pf", "device memory", "close the device first"},
+    {"io", "device memory", "close the device first"},
+    {"um", "a userfaultfd of the program's own", "a program that handles its own page faults is not carried yet"},
+    {"uw", "a userfaultfd of the program's own", "a program that handles its own page faults is not carried yet"},
+    {"ui", "a userfaultfd of the program's own", "a program that handles its own page faults is not carried yet"},
+    {"ss", "a shadow stack", "run the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"},
+    {"sl", "a sealed mapping (mseal)", "sealed mappings are not carried yet"},
+    {"dp", "droppable memory", "MAP_DROPPABLE is not carried yet"},
+}};
+
+// Where MAP_SHARED|MAP_ANONYMOUS memory lives: looked up by the device of a mapping of our own.
+Result<uint64_t> find_shared_memory_device() {
+    const size_t size = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+    void* start = ::mmap(nullptr, size, PROT_READ, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED) return fail_errno("mmap");
+    const Mapping mapping(start, size);
+    const auto address = reinterpret_cast<uintptr_t>(start);
+    struct stat info;
+    const std::string link = fmt::format("/proc/self/map_files/{:x}-{:x}", address, address + size);
+    if (::stat(link.c_str(), &info) != 0) return fail_errno("cannot look at " + link);
+    return static_cast<uint64_t>(info.st_dev);
+}
+
+bool is_special(const std::string& path) {
+    return path.empty() || path == "[heap]" || path == "[stack]" || path.starts_with("[anon:");
+}
+
+// The text between the colon and the bracket of "[anon:NAME]".
+std::string anonymous_name(const std::string& path) {
+    const size_t colon = path.find(':');
+    return colon == std::string::npos ? std::string{} : path.substr(colon + 1, path.size() - colon - 2);
+}
+
+}  // namespace
+
+Result<MappingClassifier> MappingClassifier::make(pid_t pid) {
+    MappingClassifier out;
+    out.pid_ = pid;
+    out.shared_memory_device_ = TRY(find_shared_memory_device());
+    return out;
+}
+
+std::string MappingClassifier::link_of(const Vma& vma) const {
+    return fmt::format("/proc/{}/map_files/{:x}-{:x}", pid_, vma.start, vma.end);
+}
+
+std::string MappingClassifier::describe(const Vma& vma) const {
+    return fmt::format("mapping {:x}-{:x} {} of pid {}", vma.start, vma.end, printable(vma.path), pid_);
+}
+
+Result<MappingClass> MappingClassifier::classify(const Vma& vma) const {
+    MappingClass out;
+    if (vma.path == "[vdso]") {
+        out.kind = image::MAPPING_VDSO;
+        return out;
+    }
+    if (vma.path == "[vvar]" || vma.path == "[vvar_vclock]") {
+        out.kind = image::MAPPING_VVAR;
+        return out;
+    }
+    if (vma.path == "[vsyscall]") {
+        out.kind = image::MAPPING_VSYSCALL;
+        return out;
+    }
+    TRY(check_flags(vma));
+    if (is_special(vma.path) && !vma.shared) {
+        out.kind = image::MAPPING_ANONYMOUS;
+        out.name = anonymous_name(vma.path);
+        return out;
+    }
+    if (vma.path.starts_with("/") || vma.path.starts_with("[anon_shmem:")) return classify_file(vma);
+    return unsupported(describe(vma) + " is of a kind that is not known", "it cannot be carried");
+}
+
+Result<void> MappingClassifier::check_flags(const Vma& vma) const {
+    for (const RefusedFlag& refused : refused_flags)
+        if (vma.has(refused.flag)) return unsupported(describe(vma) + " is " + refused.what, refused.hint);
+    for (const std::string& flag : vma.flags)
+        if (std::find(carried_flags.begin(), carried_flags.end(), flag) == carried_flags.end())
+            return unsupported(describe(vma) + " has the flag \"" + printable(flag) + "\", which is not known", "it cannot be carried");
+    if (vma.protection_key != 0)
+        return unsupported(describe(vma) + " has a protection key", "pkey_mprotect(2) is not carried yet");
+    return {};
+}
+
+Result<MappingClass> MappingClassifier::classify_file(const Vma& vma) const {
+    struct stat info;
+    // The mapping's own file, whatever its name leads to now.
+    if (::stat(link_of(vma).c_str(), &info) != 0) return fail_errno("cannot look at " + describe(vma));
+    MappingClass out;
+    out.device = info.st_dev;
+    out.inode = info.st_ino;
+    if (info.st_dev == shared_memory_device_) {
+        out.kind = image::MAPPING_ANONYMOUS_SHARED;
+        if (vma.path.starts_with("[anon_shmem:")) out.name = anonymous_name(vma.path);
+        if (out.name.empty() && vma.path != "/dev/zero (deleted)") return classify_shared_memory(vma);
+        return out;
+    }
+    if (S_ISCHR(info.st_mode)) {
+        if (info.st_rdev != makedev(1, 5) || vma.shared)
+            return unsupported(describe(vma) + " is a device", "close the device first");
+        out.kind = image::MAPPING_ANONYMOUS;  // a private mapping of /dev/zero is anonymous memory
+        return out;
+    }
+    if (!S_ISREG(info.st_mode)) return unsupported(describe(vma) + " is not a regular file", "it cannot be carried");
+    if (info.st_nlink == 0 || vma.path.ends_with(deleted))
+        return unsupported(describe(vma) + " is a deleted file", "restart the program after an upgrade; deleted files are not carried yet");
+    struct stat named;
+    if (::stat(vma.path.c_str(), &named) != 0 || named.st_dev != info.st_dev || named.st_ino != info.st_ino)
+        return unsupported(describe(vma) + ": its path leads to another file now", "restart the program, or put the file back");
+    out.kind = vma.shared ? image::MAPPING_FILE_SHARED : image::MAPPING_FILE_PRIVATE;
+    out.path = vma.path;
+    return out;
+}
+
+Result<MappingClass> MappingClassifier::classify_shared_memory(const Vma& vma) const {
+    if (vma.path.starts_with("/SYSV")) return unsupported(describe(vma) + " is SysV shared memory", "SysV IPC is not carried yet");
+    if (vma.path.starts_with("/memfd:")) return unsupported(describe(vma) + " is a memfd", "memfd_create(2) is not carried yet");
+    return unsupported(describe(vma) + " is shared memory of a kind that is not known", "it cannot be carried");
+}
+
+}  // namespace godwit

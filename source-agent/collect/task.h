@@ -1,0 +1,17 @@
+// One task. dest-agent/restore/task is the other half.
+#pragma once
+
+#include "common/base/result.h"
+#include "common/image/process.pb.h"
+#include "source-agent/collect/collect.h"
+
+namespace godwit {
+
+// `task` is one of subject.process->tasks.
+Result<image::Task> collect_task(Subject& subject, Tracee& task);
+// Signals pending for the task (or, `shared`, for its process), oldest first, none taken away (PTRACE_PEEKSIGINFO).
+Result<std::vector<image::SignalInfo>> peek_signals(pid_t tid, bool shared);
+// Runs a batch in a task: in the host task directly, in another by a visit.
+Result<void> run_in_task(Subject& subject, Tracee& task, Batch& batch);
+
+}  // namespace godwit

@@ -1,0 +1,172 @@
+"""Agents are killed and links cut at every numbered and named point; in the end exactly one copy runs.
+
+A first run records the points of both agents (GODWIT_FAULT_TRACE). Each case then lets one agent die, or lose its
+link, at one of them. After that the operator does what the manual says: starts `serve` again and runs `godwit
+recover` on both hosts. Nothing may be left behind. The short tier takes a sample, --slow takes all.
+"""
+import time
+from pathlib import Path
+
+import pytest
+
+from harness import DONE, PRESET, UNCERTAIN, wait_until
+
+pytestmark = pytest.mark.skipif(PRESET == "release", reason="release build: has no fault points")
+
+SAMPLE = 12      # points of each kind in the short tier
+SIGKILLED = 137  # how the runner of a host says that its program was killed
+
+
+def traced_points(pair):
+    """[(number, name)] of the source's and of the destination's agent, from one migration that works."""
+    traces = {side: pair.shared / f"trace-{side}-{next(pair.numbers)}" for side in "ab"}
+    pair.serve(pair.b, environment={"GODWIT_FAULT_TRACE": str(traces["b"])})
+    victim = pair.victim("signals")
+    pair.migrate(victim, environment={"GODWIT_FAULT_TRACE": str(traces["a"])})
+    victim.finish()
+    pair.stop_serving(pair.b)
+    points = {}
+    for side, path in traces.items():
+        # A helper process of the agent counts for itself: its numbers are there already.
+        lines = (line.split(" ", 1) for line in path.read_text().splitlines())
+        points[side] = sorted({int(number): name for number, name in lines}.items())
+        points[side + " names"] = list(dict.fromkeys(line.split(" ", 1)[1] for line in path.read_text().splitlines()))
+        assert points[side], f"no fault points in the agent of host {side}"
+    return points
+
+
+@pytest.fixture(scope="module")
+def points(hosts_with_keys):
+    return traced_points(hosts_with_keys)
+
+
+def sample(items):
+    """SAMPLE of them spread evenly, with the first and the last."""
+    if len(items) <= SAMPLE:
+        return items
+    return [items[round(i * (len(items) - 1) / (SAMPLE - 1))] for i in range(SAMPLE)]
+
+
+def runs(host, pid):
+    """The copy on this host is there and neither stopped nor frozen."""
+    outer = host.outer(pid)
+    try:
+        state = Path(f"/proc/{outer}/stat").read_text().rpartition(")")[2].split()[0]
+        group = next(l for l in Path(f"/proc/{outer}/cgroup").read_text().splitlines() if l.startswith("0::"))[3:]
+        hierarchy = str(host.cgroup)[:-len(host.cgroup.name)].rstrip("/")
+        events = Path(f"{hierarchy}{group}/cgroup.events").read_text()
+        return state not in "TtZX" and "frozen 1" not in events
+    except (OSError, StopIteration):
+        return False
+
+
+def settle(pair, victim):
+    """What an operator does after a crash; returns the host where the one copy runs."""
+    if pair.servers.get("b") is None or pair.servers["b"].process.poll() is not None:
+        pair.serve(pair.b)
+    end = time.monotonic() + 40
+    told = []
+    while True:
+        copies = [host for host in pair.hosts if host.outer(victim.pid)]
+        running = [host for host in copies if runs(host, victim.pid)]
+        assert len(running) <= 1, f"two copies run: {[h.name for h in running]}"
+        codes = [pair.recover(host).code for host in pair.hosts]
+        told.append(codes)
+        copies = [host for host in pair.hosts if host.outer(victim.pid)]
+        running = [host for host in copies if runs(host, victim.pid)]
+        if codes == [0, 0] and len(copies) == 1 and len(running) == 1:
+            return running[0]
+        assert time.monotonic() < end, f"not settled; recover said {told[-5:]}; copies on {[h.name for h in copies]}, running {[h.name for h in running]}"
+        time.sleep(0.1)
+
+
+def check_exactly_one(pair, victim, outcome, what):
+    if outcome.code == DONE:
+        assert not pair.a.alive(victim.pid), f"{what}: exit code 0, and the copy at the source is there"
+    elif outcome.code not in (UNCERTAIN, SIGKILLED):
+        # Exit codes 1 to 4 promise that the program runs on at the source, without any further command.
+        wait_until(lambda: runs(pair.a, victim.pid), 10, f"{what}: exit code {outcome.code}, but it does not run at the source")
+    victim.host = settle(pair, victim)
+    victim.check_running()
+    pair.check_clean()
+    victim.finish()
+    pair.victims.remove(victim)
+
+
+def one_case(pair, side, fault):
+    """Migrates with one fault in one agent."""
+    victim = pair.victim("signals")
+    environment = {"GODWIT_FAULT": fault}
+    pair.serve(pair.b, environment=environment if side == "b" else None)
+    outcome = pair.send(victim.pid, pair.a, environment=environment if side == "a" else None, timeout=90)
+    try:
+        check_exactly_one(pair, victim, outcome, f"{fault} in the agent of host {side}")
+    except AssertionError as error:
+        raise AssertionError(f"{fault} in the agent of host {side} (exit code {outcome.code}): {error}") from error
+
+
+def sweep(pair, side, faults):
+    """Runs many cases and tells of all that failed, not only of the first."""
+    failures = []
+    for fault in faults:
+        try:
+            one_case(pair, side, fault)
+        except AssertionError as error:
+            failures.append(str(error)[:3000])
+            pair.reset()
+        assert len(failures) < 3, "\n\n".join(failures)
+    print(f"{len(faults)} faults in the agent of host {side}")
+    assert not failures, "\n\n".join(failures)
+
+
+@pytest.mark.limit(300)
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_agent_killed_at_numbered_points(pair, points, side):
+    sweep(pair, side, [f"kill@{number}" for number, _ in sample(points[side])])
+
+
+@pytest.mark.limit(300)
+@pytest.mark.parametrize("verb", ["kill", "cut"])
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_agent_fails_at_named_points(pair, points, side, verb):
+    sweep(pair, side, [f"{verb}@{name}" for name in sample(points[side + " names"])])
+
+
+@pytest.mark.slow
+@pytest.mark.limit(7200)
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_agent_killed_at_every_numbered_point(pair, points, side):
+    sweep(pair, side, [f"kill@{number}" for number, _ in points[side]])
+
+
+@pytest.mark.slow
+@pytest.mark.limit(3600)
+@pytest.mark.parametrize("verb", ["kill", "cut"])
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_agent_fails_at_every_named_point(pair, points, side, verb):
+    sweep(pair, side, [f"{verb}@{name}" for name in points[side + " names"]])
+
+
+@pytest.mark.limit(120)
+def test_recover_with_nothing_to_do(pair):
+    for host in pair.hosts:
+        pair.recover(host).expect(DONE)
+
+
+@pytest.mark.slow
+@pytest.mark.limit(1800)
+def test_agent_killed_at_random_moments(pair):
+    """What no fault point stands for: SIGKILL by the clock."""
+    import random
+    import signal
+    import subprocess
+    from harness import GODWIT, PORT, STATE, Outcome
+    for round_number in range(100):
+        victim = pair.victim("threads", "--threads", "6")
+        server = pair.serving(pair.b)
+        process = pair.a.popen([GODWIT, "migrate", "--tree", victim.pid, "--to", f"{pair.b.address}:{PORT}", "--mode", "stop",
+                                *pair.security(pair.a), "--state-dir", STATE], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(random.uniform(0, 0.15))
+        (server.process if round_number % 2 else process).signal_inside(signal.SIGKILL)
+        process.wait(60)
+        check_exactly_one(pair, victim, Outcome(process.returncode, "", ""), f"random kill {round_number}")
