@@ -3,8 +3,8 @@
 // Threads: one thread at a time uses a Channel, and besides it one other may call keep_alive(), any shut_down().
 // Errors: every Problem of the peer's making has ExitCode::peer (or the code that its ABORT names), names the peer, and
 // ends the connection: the Link is shut down. In test builds every control frame is a fault point:
-// send:NAME:before, send:NAME:after, receive:NAME:before (nothing of it was read yet where the frame is expected,
-// else its header was), receive:NAME:after; NAME is name_of(type). Page frames and KEEP_ALIVE are none.
+// send:NAME:before, send:NAME:after, receive:NAME:before (nothing of it was read yet where expect() waits for it; in
+// receive() it was just read), receive:NAME:after; NAME is name_of(type). Page frames and KEEP_ALIVE are none.
 #pragma once
 
 #include <google/protobuf/message.h>
@@ -62,6 +62,9 @@ class Channel {
     // Sends ABORT with these problems, if the phase has room for it, and waits until the peer has closed or the
     // deadline passes, so that it is not lost. The connection is shut down afterwards.
     void abort(std::span<const Problem> problems, Deadline deadline);
+    // We have said our last: waits until the peer has closed or the deadline passes, so that nothing that we sent is
+    // lost, and shuts down.
+    void finish(Deadline deadline);
     // Ends the connection. Any thread; a waiting call fails.
     void shut_down() { link_->shut_down(); }
 
@@ -78,10 +81,14 @@ class Channel {
   private:
     Result<void> send_frame(FrameType type, std::span<const iovec> body);
     Result<FrameHeader> next_header(FrameHeaderBytes& bytes, Deadline deadline);
+    Result<void> receive_piece(void* data, size_t size, FrameChecksum& checksum, Deadline deadline);
+    Result<void> verify(const FrameHeader& header, const FrameChecksum& checksum);
     Result<std::string> receive_body(const FrameHeaderBytes& bytes, const FrameHeader& header, Deadline deadline);
-    Result<Frame> receive_frame(bool announced, Deadline deadline);
+    Result<Frame> receive_frame(Deadline deadline);
     Problem aborted(std::string_view body);
     Failure refuse(Problem problem);
+    Failure foreign(const FrameHeaderBytes& bytes);
+    Failure broken_by_peer(Problem problem);
 
     std::unique_ptr<Link> link_;
     PhaseGuard guard_;

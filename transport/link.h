@@ -61,7 +61,7 @@ class Link {
     std::atomic<bool> shut_ = false;
 };
 
-// A Link over a connected stream socket without protection. Makes it non-blocking.
+// A Link over a connected stream socket, without protection.
 std::unique_ptr<Link> plain_link(UniqueFd socket, std::string peer);
 // The same with TLS on top: handshake by the deadline, as the server or as the client.
 enum class TlsEnd { client, server };
