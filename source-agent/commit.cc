@@ -9,6 +9,7 @@
 #include "common/base/log.h"
 #include "source-agent/recover.h"
 #include "transport/channel.h"
+#include "source-agent/end_copy.h"
 
 namespace godwit {
 namespace {
@@ -111,7 +112,7 @@ Result<void> SourceCommit::hand_over(Channel& channel) {
 
 Result<void> SourceCommit::finish(Channel& channel, std::vector<StoppedProcess>& tree) {
     fault_point("source:running");
-    TRY(hold_.destroy());
+    TRY(end_copy(hold_, *journal_));
     bury(tree);
     fault_point("source:killed");
     TRY(journal_->write(name_of(SourceState::done)));

@@ -8,6 +8,7 @@
 #include "common/base/text.h"
 #include "common/recovery/hold_cgroup.h"
 #include "transport/channel.h"
+#include "source-agent/end_copy.h"
 
 namespace godwit {
 namespace {
@@ -136,7 +137,7 @@ class Attempt {
                 TRY(journal_.write(name_of(SourceState::aborted)));
         }
         if (action == SourceAction::kill) {
-            TRY(hold.destroy());
+            TRY(end_copy(hold, journal_));
             fault_point("recover:source:killed");
             if (journal_.entry().state != name_of(SourceState::done)) TRY(journal_.write(name_of(SourceState::done)));
         }

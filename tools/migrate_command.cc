@@ -1,6 +1,8 @@
 // godwit migrate, godwit check
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
@@ -38,6 +40,9 @@ Result<MigrateOptions> prepare(const Options& options) {
     out.state_dir = options.common.state_dir;
     out.collect.tcp_close = options.tcp_close;
     out.collect.trusted_files = options.trusted_files;
+    constexpr std::array<std::string_view, 5> modes{"stop", "pre-copy", "post-copy", "hybrid", "auto"};
+    if (std::find(modes.begin(), modes.end(), options.mode) == modes.end())
+        return fail("there is no mode " + printable(options.mode), "the modes are stop, pre-copy, post-copy, hybrid and auto", ExitCode::usage);
     if (options.mode != "stop")
         return fail("mode " + printable(options.mode) + " is not carried yet", "use --mode stop", ExitCode::unsupported);
     if (options.tree <= 0) return fail(fmt::format("{} is not a PID", options.tree), "give the PID of the root process", ExitCode::usage);
