@@ -169,7 +169,7 @@ void Skeleton::State::kill() {
 
 Skeleton::State::~State() {
     if (tasks.empty()) return;
-    if (!released) return kill();
+    if (!released) kill();
     remote.reset();
     for (Tracee& task : tasks) task.forget();
 }

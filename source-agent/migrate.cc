@@ -111,7 +111,7 @@ class Migration {
     Result<void> copy(FrozenTree& frozen);
     Result<void> send_memory(Subject& subject);
     Result<void> send_round_end();
-    Result<void> send_state(std::vector<Subject>& subjects);
+    Result<void> send_state(std::vector<Subject>& subjects, std::vector<Remote>& executors);
     Result<void> commit(SourceCommit& commit, FrozenTree& frozen);
     void close_ledger(const SourceCommit& commit);
     MigrateOutcome finish(Result<void> result);
@@ -207,8 +207,7 @@ Result<void> Migration::copy(FrozenTree& frozen) {
     for (Subject& subject : subjects) TRY(send_memory(subject));
     TRY(send_round_end());
     ledger_.mark("memory");
-    TRY(send_state(subjects));
-    for (Remote& executor : executors) TRY(executor.leave());
+    TRY(send_state(subjects, executors));
     ledger_.mark("state");
     return {};
 }
@@ -238,15 +237,18 @@ Result<void> Migration::send_round_end() {
     return {};
 }
 
-Result<void> Migration::send_state(std::vector<Subject>& subjects) {
+Result<void> Migration::send_state(std::vector<Subject>& subjects, std::vector<Remote>& executors) {
     const image::Files files = TRY(collect_files(subjects, options_.collect));
-    for (Subject& subject : subjects) {
-        const image::Process process = TRY(collect_process(subject));
-        TRY(links_.control().send(FrameType::process, process));
+    std::vector<image::Process> processes;
+    for (Subject& subject : subjects) processes.push_back(TRY(collect_process(subject)));
+    for (Remote& executor : executors) TRY(executor.leave());
+    // Beyond this point nothing of ours is in the tree: it would run on as it was if it were let go.
+    for (size_t i = 0; i < subjects.size(); ++i) {
+        TRY(collect_stopped(*subjects[i].process, processes[i]));
+        TRY(links_.control().send(FrameType::process, processes[i]));
     }
     TRY(links_.control().send(FrameType::files, files));
-    TRY(links_.control().send(FrameType::state_end, image::Troubles{}));
-    return {};
+    return links_.control().send(FrameType::state_end, image::Troubles{});
 }
 
 Result<void> Migration::commit(SourceCommit& commit, FrozenTree& frozen) {

@@ -61,7 +61,7 @@ Result<void> Remote::State::install() {
     TRY(memory.write(region, code.data(), code.size()));
     executor::Slot slot{};
     slot.task = TRY(save_for_executor(*host));
-    slot.owner = static_cast<uint64_t>(host->tid());
+    slot.tid = host->tid();
     slot.vector = {reinterpret_cast<void*>((host_slot() + offsetof(executor::Slot, header)).address()), sizeof slot.header};
     slot.message.msg_iov = reinterpret_cast<iovec*>((host_slot() + offsetof(executor::Slot, vector)).address());
     slot.message.msg_iovlen = 1;

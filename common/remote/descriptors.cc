@@ -80,7 +80,7 @@ Result<void> Remote::move_socket(int number) {
         batch.call(SYS_dup3, old, number, O_CLOEXEC);
         TRY(run(batch));
     }
-    const int32_t both[4] = {number, 0, number, old};  // socket, pad, pair
+    const int32_t both[4] = {number, s.host->tid(), number, old};  // socket, tid, pair
     static_assert(offsetof(Slot, pair) == offsetof(Slot, socket) + 8);
     TRY(s.memory.write(s.host_slot() + offsetof(Slot, socket), both, sizeof both));
     s.socket_number = number;

@@ -152,7 +152,7 @@ Result<uint64_t> Remote::State::run_in_host(Tracee& task, const Header& header) 
 Result<void> Remote::State::start_visit(Tracee& task) {
     Slot slot{};
     slot.task = TRY(save_for_executor(task));
-    slot.owner = static_cast<uint64_t>(task.tid());
+    slot.tid = task.tid();
     slot.socket = socket_number;
     slot.visitor = 1;
     slot.poll = {socket_number, 0, 0};
@@ -174,10 +174,10 @@ Result<void> Remote::State::end_visit(Tracee& task) {
     // breaks a call off: so that is looked at now.
     const auto saved = TRY(save_for_executor(task));
     TRY(memory.write(visitor_slot(), &saved, sizeof saved));
-    TRY(task.set_signal_mask(task.mask_at_stop()));
-    TRY(task.set_registers(task.at_stop()));
     const uint64_t nobody = 0;
-    return memory.write(visitor_slot() + offsetof(Slot, owner), &nobody, sizeof nobody);
+    TRY(memory.write(visitor_slot() + offsetof(Slot, owner), &nobody, sizeof nobody));
+    TRY(task.set_signal_mask(task.mask_at_stop()));
+    return task.set_registers(task.at_stop());
 }
 
 // Looks at the socket and at what ptrace has to say: the batch cannot go on while the task is stopped by a group stop or a

@@ -132,9 +132,15 @@ Result<pid_t> Tracee::serve() {
 }
 
 Result<void> Tracee::save_state() {
-    const Registers now = for_same_task(TRY(registers()));
-    at_stop_ = TRY(leave_critical_section(tid_, now));
+    const Registers raw = TRY(registers());
+    at_stop_ = TRY(leave_critical_section(tid_, for_same_task(raw)));
+    // At once, so that the time in which our death would show as an EINTR, as any stop does (signal(7)), is short.
+    if (at_stop_.rax != raw.rax || at_stop_.rip != raw.rip) TRY(set_registers(at_stop_));
     mask_at_stop_ = TRY(signal_mask());
+    // In sigsuspend, ppoll and the like this is the mask to come back to, not the one in force, under which a signal could find
+    // its handler before the call is made again and have its wake-up lost. From here on it is in force; the call, made again,
+    // sets its own.
+    if (interruptible(at_stop_) == Interruptible::handler) TRY(set_signal_mask(mask_at_stop_));
     return {};
 }
 

@@ -4,6 +4,8 @@
 // If we die at any line, the kernel detaches the task: it runs on with the registers it has at that
 // moment, which is why nothing here makes a state that could not run on (see remote.h). If the task dies,
 // calls fail with a Problem that says so; that is an ordinary outcome.
+// Exception: some calls (epoll_wait, semtimedop, sigtimedwait; signal(7)) end with EINTR by any stop. wait_stopped() makes them
+// restart; if we die between interrupt() and that, they return EINTR.
 // Nothing here makes SIGTRAP stops (single-step, int3): those kill the task when the agent dies.
 #pragma once
 

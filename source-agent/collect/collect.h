@@ -58,6 +58,8 @@ struct Subject {
 
 Result<image::Layout> collect_layout(Subject& subject);
 Result<image::Process> collect_process(Subject& subject);
+// The rest of it, once the executor has left: registers and pending signals of tasks that are stopped by ptrace.
+Result<void> collect_stopped(StoppedProcess& process, image::Process& out);
 Result<image::Files> collect_files(std::vector<Subject>& subjects, const CollectOptions& options);
 
 // Which pages of a mapping hold content that the destination cannot know: present or swapped, and for private file

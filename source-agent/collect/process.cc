@@ -167,7 +167,6 @@ Result<void> collect_outside(pid_t pid, image::Process& out) {
     out.set_working_directory(TRY(read_link(fmt::format("/proc/{}/cwd", pid))));
     out.set_oom_score_adj(std::atoi(TRY(read_file(fmt::format("/proc/{}/oom_score_adj", pid))).c_str()));
     out.set_core_filter(static_cast<uint32_t>(std::strtoul(TRY(read_file(fmt::format("/proc/{}/coredump_filter", pid))).c_str(), nullptr, 16)));
-    for (image::SignalInfo& info : TRY(peek_signals(pid, true))) *out.add_shared_pending() = std::move(info);
     return {};
 }
 
@@ -181,6 +180,13 @@ Result<image::Process> collect_process(Subject& subject) {
     TRY(collect_timers(subject, out));
     for (Tracee& task : subject.process->tasks) *out.add_tasks() = TRY(collect_task(subject, task));
     return out;
+}
+
+Result<void> collect_stopped(StoppedProcess& process, image::Process& out) {
+    for (image::SignalInfo& info : TRY(peek_signals(process.pid, true))) *out.add_shared_pending() = std::move(info);
+    for (size_t i = 0; i < process.tasks.size(); ++i)
+        TRY(collect_stopped_task(process.tasks[i], *out.mutable_tasks(static_cast<int>(i))));
+    return {};
 }
 
 }  // namespace godwit

@@ -35,14 +35,16 @@ Result<void> collect_registers(Tracee& task, image::Task& out) {
     return {};
 }
 
-// What can be learned of a task without running anything in it.
-Result<void> collect_from_outside(Tracee& task, image::Task& out) {
+Result<void> collect_robust_list(pid_t tid, image::Task& out) {
     uint64_t head = 0;
     size_t size = 0;
-    if (::syscall(SYS_get_robust_list, task.tid(), &head, &size) != 0)
-        return fail_errno(fmt::format("cannot read the robust list of tid {}", task.tid()));
+    if (::syscall(SYS_get_robust_list, tid, &head, &size) != 0) return fail_errno(fmt::format("cannot read the robust list of tid {}", tid));
     out.set_robust_list(head);
     out.set_robust_list_size(size);
+    return {};
+}
+
+Result<void> collect_rseq(const Tracee& task, image::Task& out) {
     kernel::RseqConfiguration rseq{};
     fault_point("ptrace:rseq");
     if (::ptrace(static_cast<__ptrace_request>(kernel::PTRACE_GET_RSEQ_CONFIGURATION_), task.tid(), sizeof rseq, &rseq) < 0)
@@ -51,7 +53,6 @@ Result<void> collect_from_outside(Tracee& task, image::Task& out) {
     out.set_rseq_size(rseq.rseq_abi_size);
     out.set_rseq_signature(rseq.signature);
     out.set_rseq_flags(rseq.flags);
-    for (image::SignalInfo& info : TRY(peek_signals(task.tid(), false))) *out.add_pending() = std::move(info);
     return {};
 }
 
@@ -154,6 +155,13 @@ Result<void> run_in_task(Subject& subject, Tracee& task, Batch& batch) {
     return subject.remote->run_in(task, batch);
 }
 
+Result<void> collect_stopped_task(Tracee& task, image::Task& out) {
+    TRY(collect_registers(task, out));
+    TRY(collect_rseq(task, out));
+    for (image::SignalInfo& info : TRY(peek_signals(task.tid(), false))) *out.add_pending() = std::move(info);
+    return {};
+}
+
 Result<image::Task> collect_task(Subject& subject, Tracee& task) {
     const pid_t pid = subject.process->pid;
     image::Task out;
@@ -164,8 +172,7 @@ Result<image::Task> collect_task(Subject& subject, Tracee& task) {
         return unsupported(fmt::format("tid {} has a seccomp filter", task.tid()), "seccomp is not carried yet");
     image::Credentials& credentials = *out.mutable_credentials();
     collect_credentials(status, credentials);
-    TRY(collect_registers(task, out));
-    TRY(collect_from_outside(task, out));
+    TRY(collect_robust_list(task.tid(), out));
     TRY(collect_from_inside(subject, task, out, credentials));
     TRY(collect_scheduling(task.tid(), *out.mutable_scheduling()));
     return out;

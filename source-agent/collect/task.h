@@ -7,8 +7,10 @@
 
 namespace godwit {
 
-// `task` is one of subject.process->tasks.
+// What the kernel and the task itself tell. `task` is one of subject.process->tasks.
 Result<image::Task> collect_task(Subject& subject, Tracee& task);
+// What ptrace tells of a task that is stopped, no executor in it: registers, vector state, rseq, pending signals.
+Result<void> collect_stopped_task(Tracee& task, image::Task& out);
 // Signals pending for the task (or, `shared`, for its process), oldest first, none taken away (PTRACE_PEEKSIGINFO).
 Result<std::vector<image::SignalInfo>> peek_signals(pid_t tid, bool shared);
 // Runs a batch in a task: in the host task directly, in another by a visit.

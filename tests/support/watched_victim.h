@@ -25,6 +25,8 @@ class WatchedVictim {
     std::string maps() const;
     // Empty when every counter rises within a few seconds; else what is wrong, with the victim's own words.
     std::string complaint();
+    // How often a call returned EINTR for a stop that no signal caused.
+    uint64_t broken_off() const;
     // SIGTERM; empty when it said "ok" and exited with 0.
     std::string finish();
     // SIGKILL, and takes the remains.

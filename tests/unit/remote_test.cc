@@ -46,6 +46,7 @@ class RemoteTest : public testing::Test {
         release_process(process_);
         EXPECT_EQ(victim_.maps(), before_);
         EXPECT_EQ(victim_.complaint(), "");
+        EXPECT_EQ(victim_.broken_off(), 0u);
         EXPECT_EQ(victim_.finish(), "");
     }
 
@@ -278,6 +279,7 @@ TEST(Seize, SeizingAndLettingGoHarmsNothing) {
         ::usleep(1'000);
     }
     EXPECT_EQ(victim.complaint(), "");
+    EXPECT_EQ(victim.broken_off(), 0u);
     EXPECT_EQ(victim.finish(), "");
 }
 

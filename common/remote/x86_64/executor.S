@@ -120,6 +120,8 @@ executor:
     .quad GW_REGION_SIZE
 
 godwit_executor_host:
+    mov GW_TID(%rbx), %eax
+    mov %rax, GW_OWNER(%rbx)
     mov $1, %edi                        // AF_UNIX
     mov $(5 | 02000000), %esi           // SOCK_SEQPACKET | SOCK_CLOEXEC
     mov $0, %edx
@@ -207,6 +209,8 @@ parked:
     je parked
     jmp settle
 godwit_executor_visit:
+    mov GW_TID(%rbx), %eax
+    mov %rax, GW_OWNER(%rbx)
     jmp run_batch
 
 // The agent is gone.

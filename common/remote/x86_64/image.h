@@ -43,9 +43,9 @@ struct Header {
 
 struct Slot {
     SavedTask task;
-    uint64_t owner;  // tid, as the agent sees it, of the task in the executor; 0 when it is out for good
+    uint64_t owner;  // `tid` from the task's first instruction in the executor until it is out for good, else 0
     int32_t socket;
-    int32_t pad;
+    int32_t tid;  // as the agent sees it
     int32_t pair[2];
     uint64_t visitor;
     Header header;
@@ -61,7 +61,7 @@ struct Slot {
     std::array<Undo, GW_MOST_UNDO> undo;
     std::array<std::byte, GW_CONTROL_SIZE> control;
 };
-static_assert(offsetof(Slot, owner) == GW_OWNER && offsetof(Slot, pair) == GW_PAIR);
+static_assert(offsetof(Slot, owner) == GW_OWNER && offsetof(Slot, pair) == GW_PAIR && offsetof(Slot, tid) == GW_TID);
 static_assert(offsetof(Slot, visitor) == GW_VISITOR && offsetof(Slot, header) == GW_COUNT);
 static_assert(offsetof(Slot, reply) == GW_REPLY && offsetof(Slot, poll) == GW_POLL);
 static_assert(offsetof(Slot, message) == GW_MSGHDR && offsetof(Slot, vector) == GW_IOVEC);

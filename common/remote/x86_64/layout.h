@@ -49,6 +49,7 @@
 // Slot: starts with a SavedTask.
 #define GW_OWNER 192
 #define GW_SOCKET 200
+#define GW_TID 204
 #define GW_PAIR 208
 #define GW_VISITOR 216
 #define GW_COUNT 224
