@@ -51,11 +51,14 @@ Result<UniqueFd> listen_unix(const Address& address) {
     if (!socket) return cannot_listen(address, errno);
     // The file takes its mode from the socket when it is bound, so there is no moment at which others could connect.
     if (::fchmod(socket.get(), 0600) != 0) return cannot_listen(address, errno);
-    if (is_left_over(address)) ::unlink(address.path.c_str());
     sockaddr_storage name;
     const socklen_t size = unix_sockaddr(address, name);
-    if (::bind(socket.get(), reinterpret_cast<sockaddr*>(&name), size) != 0 || ::listen(socket.get(), queue_length) != 0)
-        return cannot_listen(address, errno);
+    const auto bind_it = [&] { return ::bind(socket.get(), reinterpret_cast<sockaddr*>(&name), size) == 0; };
+    // The probe is a connection that a live listener sees end at once, so it is made only when the name is taken.
+    int error = bind_it() ? 0 : errno;
+    if (error == EADDRINUSE && is_left_over(address) && ::unlink(address.path.c_str()) == 0) error = bind_it() ? 0 : errno;
+    if (error != 0) return cannot_listen(address, error);
+    if (::listen(socket.get(), queue_length) != 0) return cannot_listen(address, errno);
     return socket;
 }
 
