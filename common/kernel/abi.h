@@ -1,5 +1,5 @@
-// Kernel ABI that the distribution's headers (Linux 6.1) or its C library's do not have under a usable name. Each item names the
-// version that brought it.
+// Kernel ABI that the distribution's headers (Linux 6.1) or its C library's do not have under a usable name. Each item
+// names the version that brought it.
 #pragma once
 
 #include <sys/ptrace.h>
@@ -34,7 +34,8 @@ struct RseqCriticalSection {
 };
 constexpr uint64_t rseq_cs_offset = 8;
 
-// arch_prctl(2), Linux 4.9 with CONFIG_CHECKPOINT_RESTORE: maps [vvar], [vvar_vclock] and behind them the vDSO, from an address on.
+// arch_prctl(2), Linux 4.9 with CONFIG_CHECKPOINT_RESTORE: maps [vvar], [vvar_vclock] and behind them the vDSO, from an
+// address on.
 constexpr int arch_map_vdso_64 = 0x2003;
 
 // memfd_create(2), Linux 6.3.

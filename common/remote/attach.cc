@@ -47,7 +47,8 @@ Result<void> Remote::State::enter(const RemoteOptions& options) {
     const Registers mapped = TRY(host->run_to_call_exit(SYS_mmap, limit()));
     const int64_t result = executor::call_result(mapped);
     if (result < 0) {
-        return fail_errno(static_cast<int>(-result), fmt::format("cannot map {} bytes in process {}", GW_REGION_SIZE, pid),
+        return fail_errno(static_cast<int>(-result),
+                          fmt::format("cannot map {} bytes in process {}", GW_REGION_SIZE, pid),
                           "its address space or memory limit is used up");
     }
     region = RemotePtr(static_cast<uint64_t>(result));
@@ -62,7 +63,8 @@ Result<void> Remote::State::install() {
     executor::Slot slot{};
     slot.task = TRY(save_for_executor(*host));
     slot.tid = host->tid();
-    slot.vector = {reinterpret_cast<void*>((host_slot() + offsetof(executor::Slot, header)).address()), sizeof slot.header};
+    slot.vector = {reinterpret_cast<void*>((host_slot() + offsetof(executor::Slot, header)).address()),
+                   sizeof slot.header};
     slot.message.msg_iov = reinterpret_cast<iovec*>((host_slot() + offsetof(executor::Slot, vector)).address());
     slot.message.msg_iovlen = 1;
     slot.message.msg_control = reinterpret_cast<void*>((host_slot() + offsetof(executor::Slot, control)).address());
@@ -105,7 +107,8 @@ Result<void> Remote::State::leave() {
     TRY(host->stop_again(limit()));
     resident = false;
     if (socket_number >= 0)
-        TRY(host->set_registers(executor::entering(host->at_stop(), region + executor::executor_retire(), host_slot())));
+        TRY(host->set_registers(
+            executor::entering(host->at_stop(), region + executor::executor_retire(), host_slot())));
     else if (region)
         TRY(host->set_registers(executor::entering(host->at_stop(), boot + executor::boot_unmap(), region)));
     if (region) TRY(host->run_to_call_exit(SYS_munmap, limit()));
@@ -142,7 +145,8 @@ Result<void> Remote::State::clean_earlier(const std::vector<RemotePtr>& regions)
 
 Result<Remote> Remote::attach(Tracee& task, const RemoteOptions& options) {
     if (!executor::is_64_bit(task.at_stop()))
-        return unsupported(fmt::format("task {} runs 32-bit code", task.tid()), "only 64-bit x86 programs are supported");
+        return unsupported(fmt::format("task {} runs 32-bit code", task.tid()),
+                           "only 64-bit x86 programs are supported");
     auto state = std::make_unique<State>(task);
     const auto tgid = trace::status_field(task.tid(), "Tgid");
     if (!tgid) return trace::gone(task.tid());
@@ -155,8 +159,7 @@ Result<Remote> Remote::attach(Tracee& task, const RemoteOptions& options) {
     for (const Region& region : TRY(find_executors(state->pid)).regions) {
         // An owner that lives may still return to its region from a signal handler.
         bool in_use = false;
-        for (const pid_t owner : region.owners)
-            in_use |= owner != 0 && trace::status_field(owner, "Tgid") == *tgid;
+        for (const pid_t owner : region.owners) in_use |= owner != 0 && trace::status_field(owner, "Tgid") == *tgid;
         if (!in_use && region.range.size == GW_REGION_SIZE) earlier.push_back(region.range.start);
     }
 

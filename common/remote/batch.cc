@@ -35,7 +35,9 @@ Batch::Operand Batch::out(size_t size) {
     return Operand(Operand::Kind::memory, at);
 }
 
-void Batch::point(Operand where, uint64_t offset, Operand of) { pointers_.push_back({where.value_ + offset, of.value_}); }
+void Batch::point(Operand where, uint64_t offset, Operand of) {
+    pointers_.push_back({where.value_ + offset, of.value_});
+}
 
 std::span<const std::byte> Batch::data_of(Operand memory, size_t size) const {
     return std::span(data_).subspan(memory.value_, size);

@@ -29,8 +29,8 @@ class Batch {
     class Operand {
       public:
         template <class T>
-            requires(std::is_integral_v<T> || std::is_enum_v<T>)
-        Operand(T value) : kind_(Kind::value), value_(static_cast<uint64_t>(static_cast<int64_t>(value))) {}
+        requires(std::is_integral_v<T> || std::is_enum_v<T>) Operand(T value)
+            : kind_(Kind::value), value_(static_cast<uint64_t>(static_cast<int64_t>(value))) {}
         Operand(RemotePtr address) : kind_(Kind::value), value_(address.address()) {}
         // Memory of this batch, further on: batch.out(16) + 8.
         Operand operator+(uint64_t bytes) const {
@@ -50,13 +50,11 @@ class Batch {
     using Call = unsigned;  // index
 
     template <class... Arguments>
-        requires(sizeof...(Arguments) <= 6)
-    Call call(long number, Arguments... arguments) {
+    requires(sizeof...(Arguments) <= 6) Call call(long number, Arguments... arguments) {
         return add(number, false, {Operand(arguments)...});
     }
     template <class... Arguments>
-        requires(sizeof...(Arguments) <= 6)
-    Call call_may_fail(long number, Arguments... arguments) {
+    requires(sizeof...(Arguments) <= 6) Call call_may_fail(long number, Arguments... arguments) {
         return add(number, true, {Operand(arguments)...});
     }
 

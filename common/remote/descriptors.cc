@@ -30,7 +30,8 @@ Result<std::vector<int>> Remote::send_fds(std::span<const int> fds) {
     const RemotePtr control_at = s.host_slot() + offsetof(Slot, control);
     std::vector<int> numbers;
     while (numbers.size() < fds.size()) {
-        const auto part = fds.subspan(numbers.size(), std::min<size_t>(fds.size() - numbers.size(), kernel::most_descriptors_in_message));
+        const auto part = fds.subspan(
+            numbers.size(), std::min<size_t>(fds.size() - numbers.size(), kernel::most_descriptors_in_message));
         ControlBuffer control{};
         TRY(s.memory.write(control_at, control.bytes, sizeof control.bytes));
 
@@ -53,7 +54,8 @@ Result<std::vector<int>> Remote::send_fds(std::span<const int> fds) {
 
         TRY(s.memory.read(control_at, control.bytes, sizeof control.bytes));
         const size_t had = numbers.size();
-        const size_t got = control.align.cmsg_len < CMSG_LEN(0) ? 0 : (control.align.cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        const size_t got =
+            control.align.cmsg_len < CMSG_LEN(0) ? 0 : (control.align.cmsg_len - CMSG_LEN(0)) / sizeof(int);
         numbers.resize(had + std::min(got, part.size()));
         std::memcpy(numbers.data() + had, control.bytes + CMSG_LEN(0), (numbers.size() - had) * sizeof(int));
         if (numbers.size() - had == part.size()) continue;

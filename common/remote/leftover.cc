@@ -36,7 +36,8 @@ Result<std::vector<Line>> read_maps(pid_t pid) {
 Result<Range> find_vdso(pid_t pid) {
     for (const Line& line : TRY(read_maps(pid)))
         if (line.name == "[vdso]") return line.range;
-    return unsupported(fmt::format("process {} has no vDSO", pid), "the kernel was started with vdso=0, or the process unmapped it");
+    return unsupported(fmt::format("process {} has no vDSO", pid),
+                       "the kernel was started with vdso=0, or the process unmapped it");
 }
 
 uint64_t boot_space() { return (executor::boot_code().size() + 63) & ~63ull; }
@@ -47,7 +48,8 @@ Result<std::string> read_vdso(const Range& vdso, const ProcessMemory& memory) {
     return bytes;
 }
 
-// The places for boot code, from the end: offset and the head that is there; stops at the first that is in use by the vDSO.
+// The places for boot code, from the end: offset and the head that is there; stops at the first that is in use by the
+// vDSO.
 struct BootSpot {
     size_t offset = 0;
     std::optional<executor::Boot> left;
@@ -91,7 +93,8 @@ bool Places::hold(pid_t tid, RemotePtr instruction) const {
     const auto in = [&](const Range& range) { return range.holds(instruction); };
     return std::any_of(boots.begin(), boots.end(), in) ||
            std::any_of(regions.begin(), regions.end(), [&](const Region& region) {
-               return in(region.range) || std::find(region.owners.begin(), region.owners.end(), tid) != region.owners.end();
+               return in(region.range) ||
+                      std::find(region.owners.begin(), region.owners.end(), tid) != region.owners.end();
            });
 }
 
@@ -119,8 +122,9 @@ Result<BootPlace> find_boot_place(pid_t pid, const ProcessMemory& memory) {
         if (!best || here < (best->left ? best->left->sequence : 0)) best = spot;
     }
     if (!best)
-        return unsupported(fmt::format("the vDSO of process {} has no room for {} bytes of boot code", pid, boot_space()),
-                           "this kernel's vDSO fills its last page");
+        return unsupported(
+            fmt::format("the vDSO of process {} has no room for {} bytes of boot code", pid, boot_space()),
+            "this kernel's vDSO fills its last page");
     return BootPlace{vdso.start + best->offset, sequence + 1};
 }
 
@@ -129,7 +133,8 @@ Result<RemotePtr> find_syscall_instruction(pid_t pid) {
     const Range vdso = TRY(find_vdso(pid));
     const std::string bytes = TRY(read_vdso(vdso, memory));
     const size_t at = bytes.find("\x0f\x05");
-    if (at == std::string::npos) return unsupported(fmt::format("the vDSO of process {} has no system call instruction", pid));
+    if (at == std::string::npos)
+        return unsupported(fmt::format("the vDSO of process {} has no system call instruction", pid));
     return vdso.start + at;
 }
 

@@ -26,7 +26,8 @@ Result<ProcessMemory> ProcessMemory::open(pid_t pid) {
 
 Result<void> ProcessMemory::read(RemotePtr from, void* to, size_t size) const {
     for (size_t done = 0; done < size;) {
-        const ssize_t count = ::pread64(fd_.get(), static_cast<char*>(to) + done, size - done, static_cast<off64_t>(from.address() + done));
+        const ssize_t count = ::pread64(fd_.get(), static_cast<char*>(to) + done, size - done,
+                                        static_cast<off64_t>(from.address() + done));
         if (count < 0 && errno == EINTR) continue;
         if (count <= 0) return lost(pid_, "read", from, size, count);
         done += static_cast<size_t>(count);
@@ -37,8 +38,8 @@ Result<void> ProcessMemory::read(RemotePtr from, void* to, size_t size) const {
 Result<void> ProcessMemory::write(RemotePtr to, const void* from, size_t size) const {
     fault_point("remote:write-memory");
     for (size_t done = 0; done < size;) {
-        const ssize_t count =
-            ::pwrite64(fd_.get(), static_cast<const char*>(from) + done, size - done, static_cast<off64_t>(to.address() + done));
+        const ssize_t count = ::pwrite64(fd_.get(), static_cast<const char*>(from) + done, size - done,
+                                         static_cast<off64_t>(to.address() + done));
         if (count < 0 && errno == EINTR) continue;
         if (count <= 0) return lost(pid_, "write", to, size, count);
         done += static_cast<size_t>(count);

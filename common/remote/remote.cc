@@ -131,13 +131,15 @@ Result<void> Remote::State::run_pieces(Tracee& task, Batch& batch, RemotePtr dat
         for (size_t i = 0; i < results.size(); ++i) batch.calls_[begin + i].result = results[i];
         if (done < count) {
             const auto& failed = batch.calls_[begin + done];
-            return fail_errno(static_cast<int>(-failed.result), fmt::format("system call {} (call {} of {}) in task {}", failed.number,
-                                                                            begin + done, batch.calls_.size(), task.tid()));
+            return fail_errno(static_cast<int>(-failed.result),
+                              fmt::format("system call {} (call {} of {}) in task {}", failed.number, begin + done,
+                                          batch.calls_.size(), task.tid()));
         }
         begin += count;
     }
     if (batch.out_begin_ < batch.out_end_)
-        TRY(memory.read(data + batch.out_begin_, batch.data_.data() + batch.out_begin_, batch.out_end_ - batch.out_begin_));
+        TRY(memory.read(data + batch.out_begin_, batch.data_.data() + batch.out_begin_,
+                        batch.out_end_ - batch.out_begin_));
     return {};
 }
 
@@ -170,8 +172,8 @@ Result<uint64_t> Remote::State::run_in_visitor(Tracee& task, const Header& heade
 
 Result<void> Remote::State::end_visit(Tracee& task) {
     TRY(task.stop_again(Deadline::in(executor_patience)));
-    // If we die between the next two, a signal that came meanwhile finds its handler before the executor could see that it
-    // breaks a call off: so that is looked at now.
+    // If we die between the next two, a signal that came meanwhile finds its handler before the executor could see that
+    // it breaks a call off: so that is looked at now.
     const auto saved = TRY(save_for_executor(task));
     TRY(memory.write(visitor_slot(), &saved, sizeof saved));
     const uint64_t nobody = 0;
@@ -180,8 +182,8 @@ Result<void> Remote::State::end_visit(Tracee& task) {
     return task.set_registers(task.at_stop());
 }
 
-// Looks at the socket and at what ptrace has to say: the batch cannot go on while the task is stopped by a group stop or a
-// PTRACE_EVENT. Most batches end within the time of busy looking.
+// Looks at the socket and at what ptrace has to say: the batch cannot go on while the task is stopped by a group stop
+// or a PTRACE_EVENT. Most batches end within the time of busy looking.
 Result<uint64_t> Remote::State::await_reply(Tracee& task) {
     constexpr auto busy_time = std::chrono::microseconds(200);
     const Deadline deadline = Deadline::in(executor_patience);
@@ -190,8 +192,10 @@ Result<uint64_t> Remote::State::await_reply(Tracee& task) {
         uint64_t reply = 0;
         const ssize_t count = ::recv(socket.get(), &reply, sizeof reply, MSG_DONTWAIT);
         if (count == static_cast<ssize_t>(sizeof reply)) return reply;
-        if (count >= 0) return fail(fmt::format("the executor in task {} is gone", task.tid()), "the process was killed");
-        if (errno != EAGAIN && errno != EINTR) return fail_errno(fmt::format("no reply of the executor in task {}", task.tid()));
+        if (count >= 0)
+            return fail(fmt::format("the executor in task {} is gone", task.tid()), "the process was killed");
+        if (errno != EAGAIN && errno != EINTR)
+            return fail_errno(fmt::format("no reply of the executor in task {}", task.tid()));
         const pid_t born = TRY(task.serve());
         if (born != 0) {
             new_tasks.push_back(born);
@@ -202,7 +206,8 @@ Result<uint64_t> Remote::State::await_reply(Tracee& task) {
             continue;
         }
         if (deadline.passed())
-            return fail(fmt::format("no reply of the executor in task {} within {} s", task.tid(), executor_patience.count() / 1000));
+            return fail(fmt::format("no reply of the executor in task {} within {} s", task.tid(),
+                                    executor_patience.count() / 1000));
         pollfd ready{socket.get(), POLLIN, 0};
         ::poll(&ready, 1, 1);
     }
@@ -212,7 +217,8 @@ Result<int> Remote::undo_at_death(long number, uint64_t a, uint64_t b, uint64_t 
     State& s = *state_;
     size_t place = 0;
     while (place < s.undo.size() && s.undo.test(place)) ++place;
-    if (place == s.undo.size()) return fail(fmt::format("process {}: more than {} calls to undo", s.pid, s.undo.size()));
+    if (place == s.undo.size())
+        return fail(fmt::format("process {}: more than {} calls to undo", s.pid, s.undo.size()));
     const executor::Undo undo{static_cast<uint64_t>(number), {a, b, c, d, e, f}};
     const RemotePtr list = s.host_slot() + offsetof(Slot, undo);
     TRY(s.memory.write(list + place * sizeof undo, &undo, sizeof undo));

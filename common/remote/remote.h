@@ -44,16 +44,18 @@ class Remote {
     // credentials, robust list, rseq) is asked of that thread by the same code. The task is stopped again, with its
     // registers and mask as before, when this returns; if we die meanwhile it runs on as from at_stop().
     Result<void> run_in(Tracee& task, Batch& batch);
-    // Tasks that PTRACE_EVENT_{CLONE,FORK,VFORK} reported during run() and run_in() since the last time this was asked, as numbered in our
-    // PID namespace, in order of birth. A batch that makes tasks needs those options set: a new task
+    // Tasks that PTRACE_EVENT_{CLONE,FORK,VFORK} reported during run() and run_in() since the last time this was asked,
+    // as numbered in our PID namespace, in order of birth. A batch that makes tasks needs those options set: a new task
     // must start stopped, since it is born inside the executor.
     std::vector<pid_t> take_new_tasks();
-    // A call that the executor makes, after the last batch, if we die: what a later batch would have undone (a close after an
-    // open). Returns its handle for forget_undo(). At most 16 at a time.
-    Result<int> undo_at_death(long number, uint64_t a = 0, uint64_t b = 0, uint64_t c = 0, uint64_t d = 0, uint64_t e = 0, uint64_t f = 0);
+    // A call that the executor makes, after the last batch, if we die: what a later batch would have undone (a close
+    // after an open). Returns its handle for forget_undo(). At most 16 at a time.
+    Result<int> undo_at_death(long number, uint64_t a = 0, uint64_t b = 0, uint64_t c = 0, uint64_t d = 0,
+                              uint64_t e = 0, uint64_t f = 0);
     Result<void> forget_undo(int handle);
     // One call, for convenience: the raw result or a Problem naming call and pid.
-    Result<int64_t> call(long number, uint64_t a = 0, uint64_t b = 0, uint64_t c = 0, uint64_t d = 0, uint64_t e = 0, uint64_t f = 0);
+    Result<int64_t> call(long number, uint64_t a = 0, uint64_t b = 0, uint64_t c = 0, uint64_t d = 0, uint64_t e = 0,
+                         uint64_t f = 0);
 
     // Sends descriptors of ours into the target (SCM_RIGHTS over the executor's socket). Returns the numbers they got
     // there: the lowest free ones. Close-on-exec.
@@ -79,8 +81,8 @@ class Remote {
     std::unique_ptr<State> state_;
 };
 
-// Refuses processes in which a task has a seccomp filter or strict mode (/proc/PID/task/TID/status): the executor's calls
-// could kill it. For callers of seize_process() to ask first.
+// Refuses processes in which a task has a seccomp filter or strict mode (/proc/PID/task/TID/status): the executor's
+// calls could kill it. For callers of seize_process() to ask first.
 Result<void> check_seccomp(pid_t pid);
 // Removes executor mappings that a killed agent left in the (stopped) process; returns how many. Called by
 // attach() too.

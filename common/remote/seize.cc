@@ -60,7 +60,8 @@ Result<void> wait_for_all(StoppedProcess& process, Deadline deadline) {
             continue;
         }
         // A thread other than the leader may end meanwhile; its remains are taken by then.
-        const bool ended = ::kill(task.tid(), 0) != 0 || trace::status_field(task.tid(), "Tgid") != std::to_string(process.pid);
+        const bool ended =
+            ::kill(task.tid(), 0) != 0 || trace::status_field(task.tid(), "Tgid") != std::to_string(process.pid);
         if (task.tid() == process.pid || !ended) return stopped;
         task.forget();
         process.tasks.erase(process.tasks.begin() + static_cast<std::ptrdiff_t>(i));
@@ -80,7 +81,8 @@ Result<StoppedProcess> seize_once(pid_t pid, Deadline deadline, unsigned long op
         // Threads that run can make threads: the list counts only when all that it has are stopped.
         TRY(wait_for_all(process, deadline));
     }
-    if (process.tasks.empty() || process.tasks.front().tid() != pid) return fail(fmt::format("process {} is gone", pid));
+    if (process.tasks.empty() || process.tasks.front().tid() != pid)
+        return fail(fmt::format("process {} is gone", pid));
     return process;
 }
 

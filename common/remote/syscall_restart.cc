@@ -32,7 +32,8 @@ Registers again(Registers registers, uint64_t number) {
 
 Registers for_same_task(const Registers& stopped) {
     Registers registers = stopped;
-    if (in_call(stopped) && result(stopped) == -EINTR && executor::broken_off_by_stop(static_cast<long>(stopped.orig_rax)))
+    if (in_call(stopped) && result(stopped) == -EINTR &&
+        executor::broken_off_by_stop(static_cast<long>(stopped.orig_rax)))
         registers.rax = static_cast<uint64_t>(-ERESTARTNOHAND);
     return registers;
 }

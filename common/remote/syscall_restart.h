@@ -1,9 +1,9 @@
 // What becomes of a system call that a stop broke off: pure functions on registers.
 //
 // A task that stops for PTRACE_INTERRUPT inside a blocking call shows -ERESTART* in rax and the number of the call in
-// orig_rax; the kernel restarts the call when the task goes on without a caught signal (arch_do_signal_or_restart). Some calls return a plain
-// EINTR instead (signal(7), "Interruption of system calls and library functions by stop signals"), which no signal
-// caused: those are made to restart as well.
+// orig_rax; the kernel restarts the call when the task goes on without a caught signal (arch_do_signal_or_restart).
+// Some calls return a plain EINTR instead (signal(7), "Interruption of system calls and library functions by stop
+// signals"), which no signal caused: those are made to restart as well.
 #pragma once
 
 #include <cstdint>

@@ -66,8 +66,9 @@ Result<Stop> wait(pid_t tid, Deadline deadline) {
         if (deadline.passed()) {
             const std::string state = status_field(tid, "State").value_or("gone");
             return fail(fmt::format("task {} does not stop (state {})", tid, state),
-                        state.starts_with("D") ? "it waits in the kernel: for its vfork child, a disk or a network file system"
-                                               : "the host may be overloaded");
+                        state.starts_with("D")
+                            ? "it waits in the kernel: for its vfork child, a disk or a network file system"
+                            : "the host may be overloaded");
         }
         // A dead leader is reported only when its last thread was buried.
         if (pause == longest && status_field(tid, "State").value_or("X").find_first_of("ZX") == 0) return gone(tid);

@@ -33,7 +33,8 @@ struct Stop {
 Stop peek(pid_t tid);
 // For a task that was found dying (ESRCH): waits a moment for its end and takes the remains.
 void bury(pid_t tid);
-// Waits until it is not running. There is no descriptor that reports stops, so this looks again in growing intervals of at most 1 ms.
+// Waits until it is not running. There is no descriptor that reports stops, so this looks again in growing intervals of
+// at most 1 ms.
 Result<Stop> wait(pid_t tid, Deadline deadline);
 
 // A field of /proc/TID/status ("TracerPid"), without white space around; nothing when the task is gone.

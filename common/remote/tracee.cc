@@ -28,7 +28,8 @@ uint64_t pointer(const void* data) { return reinterpret_cast<uint64_t>(data); }
 Failure cannot_seize(pid_t tid, int error) {
     const std::string tracer = trace::status_field(tid, "TracerPid").value_or("0");
     if (tracer != "0")
-        return unsupported(fmt::format("task {} is traced by process {}", tid, tracer), "end the debugger or strace first");
+        return unsupported(fmt::format("task {} is traced by process {}", tid, tracer),
+                           "end the debugger or strace first");
     const auto state = trace::status_field(tid, "State");
     if (!state || error == ESRCH) return fail(fmt::format("task {} does not exist", tid));
     if (state->starts_with("Z")) return unsupported(fmt::format("task {} is a zombie", tid));
@@ -137,9 +138,9 @@ Result<void> Tracee::save_state() {
     // At once, so that the time in which our death would show as an EINTR, as any stop does (signal(7)), is short.
     if (at_stop_.rax != raw.rax || at_stop_.rip != raw.rip) TRY(set_registers(at_stop_));
     mask_at_stop_ = TRY(signal_mask());
-    // In sigsuspend, ppoll and the like this is the mask to come back to, not the one in force, under which a signal could find
-    // its handler before the call is made again and have its wake-up lost. From here on it is in force; the call, made again,
-    // sets its own.
+    // In sigsuspend, ppoll and the like this is the mask to come back to, not the one in force, under which a signal
+    // could find its handler before the call is made again and have its wake-up lost. From here on it is in force; the
+    // call, made again, sets its own.
     if (interruptible(at_stop_) == Interruptible::handler) TRY(set_signal_mask(mask_at_stop_));
     return {};
 }

@@ -4,9 +4,9 @@
 // If we die at any line, the kernel detaches the task: it runs on with the registers it has at that
 // moment, which is why nothing here makes a state that could not run on (see remote.h). If the task dies,
 // calls fail with a Problem that says so; that is an ordinary outcome.
-// Exception: some calls (epoll_wait, semtimedop, sigtimedwait; signal(7)) end with EINTR by any stop. wait_stopped() makes them
-// restart; if we die between interrupt() and that, they return EINTR.
-// Nothing here makes SIGTRAP stops (single-step, int3): those kill the task when the agent dies.
+// Exception: some calls (epoll_wait, semtimedop, sigtimedwait; signal(7)) end with EINTR by any stop. wait_stopped()
+// makes them restart; if we die between interrupt() and that, they return EINTR. Nothing here makes SIGTRAP stops
+// (single-step, int3): those kill the task when the agent dies.
 #pragma once
 
 #include <sys/types.h>
@@ -64,12 +64,12 @@ class Tracee {
 
     // interrupt() and waits for that stop again, from wherever the task is; at_stop() stays as it is.
     Result<void> stop_again(Deadline deadline);
-    // Lets the task run, with signals delivered, to the end of its next system call `number`; registers as they are there. For
-    // what comes next the kernel restarts no call until stop_again().
+    // Lets the task run, with signals delivered, to the end of its next system call `number`; registers as they are
+    // there. For what comes next the kernel restarts no call until stop_again().
     Result<Registers> run_to_call_exit(long number, Deadline deadline);
     // For whoever lets the task run by cont() and waits for something else: lets signals and group stops through that
-    // stopped it meanwhile. Returns the new task or process of a PTRACE_EVENT_{CLONE,FORK,VFORK}, 0 when there was none;
-    // a Problem when the task died.
+    // stopped it meanwhile. Returns the new task or process of a PTRACE_EVENT_{CLONE,FORK,VFORK}, 0 when there was
+    // none; a Problem when the task died.
     Result<pid_t> serve();
     // PTRACE_CONT with a signal to deliver (0: none).
     Result<void> cont(int signal = 0);

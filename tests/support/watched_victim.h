@@ -1,4 +1,5 @@
-// A running victim with progress counters (tests/victims/registers.cc): is it alive, does every task get on, did it end well?
+// A running victim with progress counters (tests/victims/registers.cc): is it alive, does every task get on, did it end
+// well?
 #pragma once
 
 #include <sys/types.h>

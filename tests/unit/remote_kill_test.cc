@@ -36,21 +36,25 @@ Result<void> visit(pid_t pid) {
 }
 
 // Not a test by itself: what the sweeps start as their agent, so that fault points count from 1.
-TEST(RemoteAgent, DISABLED_VisitsOnce) {
+TEST(RemoteAgent, DISABLED_Visits) {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-    const auto visited = visit(std::atoi(std::getenv("GODWIT_VICTIM")));
-    ASSERT_TRUE(visited) << visited.error().what;
+    for (int left = std::atoi(std::getenv("GODWIT_VISITS")); left > 0; --left) {
+        const auto visited = visit(std::atoi(std::getenv("GODWIT_VICTIM")));
+        ASSERT_TRUE(visited) << visited.error().what;
+    }
 }
 
 // True when the agent came to its end, false when it was killed.
 bool run_agent(pid_t victim, const std::string& fault, const std::string& trace = {}, unsigned kill_after_us = 0) {
     const pid_t agent = ::fork();
     if (agent == 0) {
+        ::setenv("GODWIT_VISITS", kill_after_us != 0 ? "1000" : "1", 1);
         ::setenv("GODWIT_VICTIM", std::to_string(victim).c_str(), 1);
         if (!fault.empty()) ::setenv("GODWIT_FAULT", fault.c_str(), 1);
         if (!trace.empty()) ::setenv("GODWIT_FAULT_TRACE", trace.c_str(), 1);
         (void)!::freopen("/dev/null", "w", stdout);
-        ::execl("/proc/self/exe", "agent", "--gtest_also_run_disabled_tests", "--gtest_filter=RemoteAgent.DISABLED_VisitsOnce", nullptr);
+        ::execl("/proc/self/exe", "agent", "--gtest_also_run_disabled_tests",
+                "--gtest_filter=RemoteAgent.DISABLED_Visits", nullptr);
         ::_exit(127);
     }
     if (kill_after_us != 0) {
@@ -59,7 +63,8 @@ bool run_agent(pid_t victim, const std::string& fault, const std::string& trace 
     }
     int status = 0;
     ::waitpid(agent, &status, 0);
-    EXPECT_TRUE(status == 0 || (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)) << fault << ": agent ended with " << status;
+    EXPECT_TRUE(status == 0 || (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL))
+        << fault << ": agent ended with " << status;
     return status == 0;
 }
 
@@ -81,7 +86,8 @@ TEST(RemoteKill, AtEveryOperationTheVictimRunsOnUnharmed) {
     ::unlink(trace.c_str());
     const auto count = std::count(points.begin(), points.end(), '\n');
     // While tasks are being stopped, the kernel itself may make calls return EINTR; from then on nothing may.
-    const auto stopped = std::count(points.begin(), points.begin() + static_cast<long>(points.find("remote:")), '\n') + 5;
+    const auto stopped =
+        std::count(points.begin(), points.begin() + static_cast<long>(points.find("remote:")), '\n') + 5;
     int kills = 0;
     for (long n = 1; n <= count; ++n) {
         const uint64_t broken_off = victim.broken_off();
@@ -103,7 +109,7 @@ TEST(RemoteKill, AtAnyTimeTheVictimRunsOnUnharmed) {
     std::mt19937 random(std::random_device{}());
     int kills = 0;
     for (const Deadline deadline = Deadline::in(milliseconds(50'000)); !deadline.passed();) {
-        if (!run_agent(victim.pid(), "", {}, 1 + random() % 12'000)) ++kills;
+        if (!run_agent(victim.pid(), "", {}, 8'000 + random() % 30'000)) ++kills;
         if (kills % 8 != 0) continue;
         ASSERT_EQ(victim.complaint(), "") << "after " << kills << " kills";
     }

@@ -23,10 +23,10 @@ using test::WatchedVictim;
 
 Deadline soon() { return Deadline::in(milliseconds(5000)); }
 
-#define ASSERT_DONE(...)                                         \
-    do {                                                         \
-        const auto done_ = (__VA_ARGS__);                        \
-        ASSERT_TRUE(done_) << done_.error().what;                \
+#define ASSERT_DONE(...)                          \
+    do {                                          \
+        const auto done_ = (__VA_ARGS__);         \
+        ASSERT_TRUE(done_) << done_.error().what; \
     } while (false)
 
 class RemoteTest : public testing::Test {
@@ -70,13 +70,7 @@ TEST_F(RemoteTest, ResultsAreArgumentsAndMemoryComesBack) {
     const auto name = batch.text("/proc/self/comm");
     const auto out = batch.out(64);
     const auto fd = batch.call(SYS_openat, AT_FDCWD, name, O_RDONLY | O_CLOEXEC);
-    const auto vector = batch.bytes("0123456789abcdef", 16);
-    batch.point(vector, 0, out + 8);
-    const uint64_t length = 9;
-    Batch::Operand lengths = batch.bytes(&length, sizeof length);
-    batch.call(SYS_pread64, batch.result(fd), vector + 8, 8, 0);  // the length, overwritten below
     batch.call(SYS_pread64, batch.result(fd), out, 64, 0);
-    (void)lengths;
     for (int i = 0; i < 2000; ++i) batch.call(SYS_getpid);
     batch.call(SYS_close, batch.result(fd));  // of an earlier piece
     ASSERT_DONE(remote_->run(batch));
@@ -86,19 +80,15 @@ TEST_F(RemoteTest, ResultsAreArgumentsAndMemoryComesBack) {
 
 TEST_F(RemoteTest, PointersInMemoryAreAddressesOfTheTarget) {
     Batch batch;
-    const auto text = batch.text("hello");
-    const iovec plain{nullptr, 5};
-    const auto vector = batch.bytes(&plain, sizeof plain);
-    batch.point(vector, 0, text);
     const auto pipe = batch.out(8);
-    const auto read = batch.out(8);
     batch.call(SYS_pipe2, pipe, O_CLOEXEC);
     ASSERT_DONE(remote_->run(batch));
     const auto ends = batch.read<std::array<int, 2>>(pipe);
+    const iovec plain{nullptr, 5};
     Batch second;
-    const auto again = second.text("hello");
+    const auto text = second.text("hello");
     const auto to = second.bytes(&plain, sizeof plain);
-    second.point(to, 0, again);
+    second.point(to, 0, text);
     const auto got = second.out(8);
     second.call(SYS_writev, ends[1], to, 1);
     second.call(SYS_read, ends[0], got, 8);
@@ -106,7 +96,6 @@ TEST_F(RemoteTest, PointersInMemoryAreAddressesOfTheTarget) {
     second.call(SYS_close, ends[1]);
     ASSERT_DONE(remote_->run(second));
     EXPECT_EQ(std::memcmp(second.data_of(got, 5).data(), "hello", 5), 0);
-    (void)read;
     leave();
 }
 
@@ -119,7 +108,8 @@ TEST_F(RemoteTest, TheFailingCallIsNamedAndEndsTheBatch) {
     const auto result = remote_->run(batch);
     ASSERT_FALSE(result);
     EXPECT_EQ(result.error().error, EBADF);
-    EXPECT_NE(result.error().what.find(fmt::format("system call {} (call 2 of 4) in task {}", SYS_dup, victim_.pid())), std::string::npos)
+    EXPECT_NE(result.error().what.find(fmt::format("system call {} (call 2 of 4) in task {}", SYS_dup, victim_.pid())),
+              std::string::npos)
         << result.error().what;
     EXPECT_EQ(batch.result_of(0), -EBADF);
     EXPECT_EQ(batch.result_of(never), 0);
@@ -167,7 +157,7 @@ TEST_F(RemoteTest, DescriptorsArriveAndTheSocketMoves) {
 TEST_F(RemoteTest, AFullDescriptorTableIsAProblemAndNothingStays) {
     struct rlimit limit {};
     ASSERT_EQ(::prlimit(victim_.pid(), RLIMIT_NOFILE, nullptr, &limit), 0);
-    const struct rlimit small {40, limit.rlim_max};
+    const struct rlimit small { 40, limit.rlim_max };
     ASSERT_EQ(::prlimit(victim_.pid(), RLIMIT_NOFILE, &small, nullptr), 0);
     const UniqueFd file(::memfd_create("sent", MFD_CLOEXEC));
     const auto numbers = remote_->send_fds(std::vector<int>(100, file.get()));
@@ -248,6 +238,48 @@ TEST_F(RemoteTest, UndoneAtDeathIsForgottenOnRequest) {
     leave();
 }
 
+// What cannot be entered is left as it was.
+void expect_refusal(const RemoteOptions& options, rlim_t descriptors, const std::string& words) {
+    WatchedVictim victim("registers");
+    const std::string before = victim.maps();
+    const struct rlimit limit { descriptors, 4096 };
+    ASSERT_EQ(::prlimit(victim.pid(), RLIMIT_NOFILE, &limit, nullptr), 0);
+    auto process = seize_process(victim.pid(), soon());
+    ASSERT_TRUE(process) << process.error().what;
+    for (Tracee& task : process->tasks) {
+        const auto remote = Remote::attach(task, options);
+        ASSERT_FALSE(remote);
+        EXPECT_NE(remote.error().what.find(words), std::string::npos) << remote.error().what;
+    }
+    release_process(*process);
+    EXPECT_EQ(victim.maps(), before);
+    EXPECT_EQ(victim.complaint(), "");
+    EXPECT_EQ(victim.broken_off(), 0u);
+    EXPECT_EQ(victim.finish(), "");
+}
+
+TEST(RemoteAttach, WithoutAFreeDescriptorNothingIsHarmed) { expect_refusal({}, 3, "cannot make a socket"); }
+
+TEST(RemoteAttach, WhereNothingCanBeMappedNothingIsHarmed) {
+    // Beyond the end of the address space.
+    expect_refusal({RemotePtr(0x7ffffffff000)}, 1024, "cannot map");
+}
+
+TEST(RemoteAttach, TheRegionIsMappedWhereItWasAskedFor) {
+    WatchedVictim victim("registers");
+    auto process = seize_process(victim.pid(), soon());
+    ASSERT_TRUE(process) << process.error().what;
+    auto remote = Remote::attach(process->tasks[0], {RemotePtr(0x10'0000'0000)});
+    ASSERT_TRUE(remote) << remote.error().what;
+    EXPECT_EQ(remote->start(), RemotePtr(0x10'0000'0000));
+    EXPECT_EQ(remote->call(SYS_getpid).value(), victim.pid());
+    ASSERT_DONE(remote->retire(find_syscall_instruction(victim.pid()).value()));
+    EXPECT_EQ(victim.maps().find("/dev/zero"), std::string::npos);
+    release_process(*process);  // registers as they were at the stop
+    EXPECT_EQ(victim.complaint(), "");
+    EXPECT_EQ(victim.finish(), "");
+}
+
 TEST(Seize, AGroupStoppedProcessStaysStopped) {
     WatchedVictim victim("registers");
     ::kill(victim.pid(), SIGSTOP);
@@ -300,7 +332,8 @@ TEST(Seize, AnotherTracerIsNamed) {
     ASSERT_EQ(::read(ready[0], &byte, 1), 1);
     const auto process = seize_process(victim.pid(), soon());
     ASSERT_FALSE(process);
-    EXPECT_NE(process.error().what.find(fmt::format("traced by process {}", other)), std::string::npos) << process.error().what;
+    EXPECT_NE(process.error().what.find(fmt::format("traced by process {}", other)), std::string::npos)
+        << process.error().what;
     ::kill(other, SIGKILL);
     ::waitpid(other, nullptr, 0);
     EXPECT_EQ(victim.complaint(), "");
@@ -338,7 +371,8 @@ TEST(Seize, AVforkParentIsGivenUpAtTheDeadline) {
     std::thread([&] {
         const auto process = seize_process(parent, Deadline::in(milliseconds(200)));
         ASSERT_FALSE(process);
-        EXPECT_NE(process.error().what.find(fmt::format("task {} does not stop", parent)), std::string::npos) << process.error().what;
+        EXPECT_NE(process.error().what.find(fmt::format("task {} does not stop", parent)), std::string::npos)
+            << process.error().what;
     }).join();
     int status = -1;
     ASSERT_EQ(::waitpid(parent, &status, 0), parent);

@@ -30,7 +30,8 @@ bool ends_with(const Registers& registers, int64_t result) {
 
 TEST(SyscallRestart, CallsThatAnyStopBreaksOffAreRestartedByTheKernel) {
     for (const long number : {SYS_epoll_wait, SYS_semtimedop, SYS_rt_sigtimedwait, SYS_io_getevents, SYS_recvfrom})
-        EXPECT_EQ(static_cast<int64_t>(for_same_task(stopped_in(number, -EINTR)).rax), -kernel::ERESTARTNOHAND) << number;
+        EXPECT_EQ(static_cast<int64_t>(for_same_task(stopped_in(number, -EINTR)).rax), -kernel::ERESTARTNOHAND)
+            << number;
     EXPECT_EQ(static_cast<int64_t>(for_same_task(stopped_in(SYS_close, -EINTR)).rax), -EINTR);
     EXPECT_EQ(static_cast<int64_t>(for_same_task(stopped_in(SYS_epoll_wait, 3)).rax), 3);
     EXPECT_EQ(static_cast<int64_t>(for_same_task(stopped_in(-1, -EINTR)).rax), -EINTR);
@@ -59,7 +60,8 @@ TEST(SyscallRestart, ElsewhereARestartBlockBecomesEintrUnlessTheArgumentsTellAll
 }
 
 TEST(SyscallRestart, InThisTaskTheRestartBlockIsUsed) {
-    EXPECT_TRUE(made_again(for_plain_jump(stopped_in(SYS_nanosleep, -kernel::ERESTART_RESTARTBLOCK)), SYS_restart_syscall));
+    EXPECT_TRUE(
+        made_again(for_plain_jump(stopped_in(SYS_nanosleep, -kernel::ERESTART_RESTARTBLOCK)), SYS_restart_syscall));
     EXPECT_TRUE(made_again(for_plain_jump(stopped_in(SYS_pause, -kernel::ERESTARTNOHAND)), SYS_pause));
 }
 

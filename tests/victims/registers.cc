@@ -1,8 +1,9 @@
-// Checks, for ever, that nothing about its own execution is harmed from outside: registers, flags, vector state, memory, timeouts,
-// signals, masks, pipes, restartable sequences. On harm prints "FAIL ..." and exits with 1; after SIGTERM prints "ok N" and
-// exits with 0.
+// Checks, for ever, that nothing about its own execution is harmed from outside: registers, flags, vector state,
+// memory, timeouts, signals, masks, pipes, restartable sequences. On harm prints "FAIL ..." and exits with 1; after
+// SIGTERM prints "ok N" and exits with 0.
 //
-// registers [FILE]   FILE becomes an array of 64-bit counters: 5, one per task, that rise while it is well; then how often a call
+// registers [FILE]   FILE becomes an array of 64-bit counters: 5, one per task, that rise while it is well; then how
+// often a call
 //                    returned EINTR that the kernel lets return it at any stop (signal(7))
 //
 // Every task works in short bursts between blocking calls of a millisecond or so.
@@ -60,8 +61,8 @@ struct Machine {
 
 }  // namespace
 
-// hold_machine(in, out, count): loads everything from *in, then loops `count` times without changing any, or, for 0, makes the
-// system call in rax, then stores everything to *out. rcx is the loop's, and r11 and rcx the system call's.
+// hold_machine(in, out, count): loads everything from *in, then loops `count` times without changing any, or, for 0,
+// makes the system call in rax, then stores everything to *out. rcx is the loop's, and r11 and rcx the system call's.
 asm(R"(
     .text
 hold_machine:
@@ -174,7 +175,8 @@ void check_registers(bool in_call) {
     for (size_t i = 0; i < sizeof in / 8; ++i) {
         char name[40];
         std::snprintf(name, sizeof name, "register word %zu %s", i, in_call ? "over a call" : "without a call");
-        expect(name, static_cast<long>(reinterpret_cast<uint64_t*>(&out)[i]), static_cast<long>(reinterpret_cast<uint64_t*>(&in)[i]));
+        expect(name, static_cast<long>(reinterpret_cast<uint64_t*>(&out)[i]),
+               static_cast<long>(reinterpret_cast<uint64_t*>(&in)[i]));
     }
 }
 

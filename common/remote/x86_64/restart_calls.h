@@ -45,7 +45,8 @@ constexpr bool broken_off_by_stop(long number) {
     }
 }
 
-// True for a call with a restart block that waits as long when it is simply made again: without a timeout, or until a moment.
+// True for a call with a restart block that waits as long when it is simply made again: without a timeout, or until a
+// moment.
 inline bool arguments_tell_all(const Registers& registers) {
     if (registers.orig_rax == SYS_poll) return static_cast<int32_t>(registers.rdx) < 0;
     if (registers.orig_rax == SYS_futex) return (registers.rsi & FUTEX_CMD_MASK) == FUTEX_WAIT_BITSET;
