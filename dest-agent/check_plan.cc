@@ -18,10 +18,10 @@ namespace godwit {
 namespace {
 
 // Kinds of objects that restoring knows; source-agent/collect names them in the plan.
-constexpr std::array<std::string_view, 18> known_kinds{
+constexpr std::array<std::string_view, 17> known_kinds{
     "anonymous memory", "shared memory", "file mapping", "threads", "signals", "interval timer", "POSIX timer",
-    "regular file", "directory", "memory device", "pipe", "socketpair", "eventfd", "epoll", "timerfd", "signalfd",
-    "listening TCP socket", "closed TCP socket",
+    "regular file", "directory", "memory device", "pipe", "eventfd", "epoll", "timerfd", "signalfd", "unix socket pair",
+    "TCP socket",
 };
 
 Problem refusal(std::string what, std::string hint) {

@@ -91,13 +91,16 @@ int main(int argc, char** argv) {
     CHECK(ready(set) == rest);
     sleep_ms(5);
     long long ticked = now_ns();
-    bool edge_came_again = false;
+    bool edge_came_again = false;  // in the turn before
     self.ready();
     do {
         uint64_t value = 0;
         std::vector<uint64_t> now = ready(set);
-        // An edge that is made anew may report once more (epoll(7) lets it); the one-shot item may not.
-        if (!edge_came_again && now.size() == 3 && now[1] == edge_item) edge_came_again = true, now.erase(now.begin() + 1);
+        // An edge that is made anew by a move may report once more (epoll(7) lets it); the one-shot item may not.
+        const bool edge_came = now.size() == 3 && now[1] == edge_item;
+        CHECK(!(edge_came && edge_came_again));
+        if (edge_came) now.erase(now.begin() + 1);
+        edge_came_again = edge_came;
         CHECK(now == rest);
         CHECK(read(counter, &value, 8) == 8 && value == 41 && write(counter, &value, 8) == 8);
         check_semaphore(semaphore);
