@@ -6,6 +6,10 @@
 #include "common/kernel/socket_options.h"
 #include "dest-agent/restore/files_internal.h"
 
+#ifndef SO_BUF_LOCK
+#define SO_BUF_LOCK 72  // Linux 5.14
+#endif
+
 namespace godwit::files {
 namespace {
 
@@ -38,8 +42,12 @@ Result<void> fill(int from, const image::SocketPair& to) {
         }
     }
     const int half = before / 2;
-    if (to.queue_size() > 0 && ::setsockopt(from, SOL_SOCKET, SO_SNDBUFFORCE, &half, sizeof half) != 0)
+    if (to.queue_size() == 0) return {};
+    if (::setsockopt(from, SOL_SOCKET, SO_SNDBUFFORCE, &half, sizeof half) != 0)
         return fail_errno("cannot set the size of a unix socket");
+    // The size counts as set by the program now. A kernel without the option cannot show that either.
+    const int unlocked = 0;
+    (void)::setsockopt(from, SOL_SOCKET, SO_BUF_LOCK, &unlocked, sizeof unlocked);
     return {};
 }
 
