@@ -46,7 +46,8 @@ Result<Address> parse_unix(std::string_view text) {
     if (path.empty() || path.front() != '/') return misspelt(text, "the path of a unix socket begins with /");
     if (path.find('\0') != path.npos) return misspelt(text, "the path holds a NUL");
     if (path.size() >= sizeof(sockaddr_un::sun_path))
-        return misspelt(text, fmt::format("a unix socket's path has at most {} bytes", sizeof(sockaddr_un::sun_path) - 1));
+        return misspelt(text,
+                        fmt::format("a unix socket's path has at most {} bytes", sizeof(sockaddr_un::sun_path) - 1));
     Address address;
     address.kind = Address::Kind::unix_socket;
     address.path = std::string(path);

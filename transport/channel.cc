@@ -1,6 +1,7 @@
 #include "transport/channel.h"
 
 #include <fmt/format.h>
+#include <google/protobuf/stubs/logging.h>
 
 #include <algorithm>
 
@@ -45,13 +46,15 @@ Result<void> refuse_unknown(const Message& message) {
     const auto* reflection = message.GetReflection();
     const auto& unknown = reflection->GetUnknownFields(message);
     if (!unknown.empty())
-        return peer_failed(fmt::format("{} holds the unknown field {}", message.GetTypeName(), unknown.field(0).number()),
-                           "install the same version on both hosts");
+        return peer_failed(
+            fmt::format("{} holds the unknown field {}", message.GetTypeName(), unknown.field(0).number()),
+            "install the same version on both hosts");
     std::vector<const FieldDescriptor*> fields;
     reflection->ListFields(message, &fields);
     for (const FieldDescriptor* field : fields) {
         if (field->cpp_type() == FieldDescriptor::CPPTYPE_ENUM && !knows_values(message, *field))
-            return peer_failed(fmt::format("{} holds an unknown value", field->full_name()), "install the same version on both hosts");
+            return peer_failed(fmt::format("{} holds an unknown value", field->full_name()),
+                               "install the same version on both hosts");
         if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE) continue;
         const int count = field->is_repeated() ? reflection->FieldSize(message, field) : 1;
         for (int i = 0; i < count; ++i)
@@ -64,6 +67,7 @@ Result<void> refuse_unknown(const Message& message) {
 }  // namespace
 
 Result<void> parse_strictly(std::string_view body, Message& message) {
+    const google::protobuf::LogSilencer one_line;  // the Problem is the one line that a peer can put into the log
     if (!message.ParseFromArray(body.data(), static_cast<int>(body.size())))
         return peer_failed(fmt::format("{} does not parse", message.GetTypeName()));
     return refuse_unknown(message);
@@ -84,8 +88,10 @@ std::vector<Problem> from_wire(const google::protobuf::RepeatedPtrField<image::T
         if (problems.size() == max_troubles) break;
         const uint32_t code = trouble.exit_code();
         // Neither success nor `uncertain` is a peer's to declare.
-        const bool fine = code >= static_cast<uint32_t>(ExitCode::failed) && code <= static_cast<uint32_t>(ExitCode::peer);
-        problems.push_back(Problem{clean(trouble.what()), clean(trouble.hint()), fine ? static_cast<ExitCode>(code) : ExitCode::peer, 0});
+        const bool fine =
+            code >= static_cast<uint32_t>(ExitCode::failed) && code <= static_cast<uint32_t>(ExitCode::peer);
+        problems.push_back(Problem{clean(trouble.what()), clean(trouble.hint()),
+                                   fine ? static_cast<ExitCode>(code) : ExitCode::peer, 0});
     }
     return problems;
 }
@@ -104,8 +110,9 @@ Failure Channel::refuse(Problem problem) {
 Failure Channel::foreign(const FrameHeaderBytes& bytes) {
     link_->shut_down();
     const bool tls = looks_like_tls(bytes);
-    return peer_failed(fmt::format("the peer at {} does not speak godwit's protocol", peer()),
-                       tls ? "it speaks TLS: start both ends with --keys, or both with --insecure" : "is it another program's port?");
+    return peer_failed(
+        fmt::format("the peer at {} does not speak godwit's protocol", peer()),
+        tls ? "it speaks TLS: start both ends with --keys, or both with --insecure" : "is it another program's port?");
 }
 
 // A send failed. When the peer had aborted, what it said is the better explanation.
@@ -197,8 +204,8 @@ Result<void> Channel::receive_piece(void* data, size_t size, FrameChecksum& chec
 
 Result<void> Channel::verify(const FrameHeader& header, const FrameChecksum& checksum) {
     if (checksum.value() != header.checksum)
-        return refuse({fmt::format("a {} frame with a wrong checksum", name_of(header.type)), "something on the way damages data",
-                       ExitCode::peer, 0});
+        return refuse({fmt::format("a {} frame with a wrong checksum", name_of(header.type)),
+                       "something on the way damages data", ExitCode::peer, 0});
     bytes_received_ += frame_header_bytes + header.length;
     ++frames_received_;
     return {};
@@ -224,7 +231,8 @@ Problem Channel::aborted(std::string_view body) {
     if (auto parsed = parse_strictly(body, message); !parsed) return refuse(std::move(parsed.error())).value();
     troubles_ = from_wire(message.problems());
     if (troubles_.empty())
-        troubles_.push_back(Problem{fmt::format("{} called the migration off and gave no reason", peer()), "its log says why", ExitCode::peer, 0});
+        troubles_.push_back(Problem{fmt::format("{} called the migration off and gave no reason", peer()),
+                                    "its log says why", ExitCode::peer, 0});
     return troubles_.front();
 }
 
@@ -251,7 +259,8 @@ Result<void> Channel::expect(FrameType type, Message& message, Deadline deadline
     mark("receive", type, "before");
     const Frame frame = TRY(receive_frame(deadline));
     if (frame.type != type)
-        return refuse({fmt::format("a {} frame where {} was due", name_of(frame.type), name_of(type)), {}, ExitCode::peer, 0});
+        return refuse(
+            {fmt::format("a {} frame where {} was due", name_of(frame.type), name_of(type)), {}, ExitCode::peer, 0});
     if (auto parsed = parse_strictly(frame.body, message); !parsed) return refuse(std::move(parsed.error()));
     mark("receive", type, "after");
     return {};
@@ -276,7 +285,8 @@ Result<void> Channel::receive_pages(PageHeader& header, std::byte* buffer, Deadl
         FrameHeaderBytes bytes;
         const FrameHeader frame = TRY(next_header(bytes, deadline));
         if (frame.type == FrameType::pages) {
-            if (frame.length < page_header_bytes) return refuse({"a pages frame without a range", {}, ExitCode::peer, 0});
+            if (frame.length < page_header_bytes)
+                return refuse({"a pages frame without a range", {}, ExitCode::peer, 0});
             FrameChecksum checksum(bytes);
             PageHeaderBytes page_bytes;
             TRY(receive_piece(page_bytes.data(), page_bytes.size(), checksum, deadline));

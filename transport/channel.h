@@ -28,7 +28,8 @@ struct Frame {
     std::string body;
 };
 
-// Reads a message strictly: an unknown field, an unknown enum value (at any depth) or text that is not UTF-8 is refused.
+// Reads a message strictly: an unknown field, an unknown enum value (at any depth) or text that is not UTF-8 is
+// refused.
 Result<void> parse_strictly(std::string_view body, google::protobuf::Message& message);
 
 class Channel {
@@ -75,7 +76,7 @@ class Channel {
 
     const std::string& peer() const { return link_->peer(); }
     const std::vector<Problem>& troubles() const { return troubles_; }  // of the ABORT that came
-    Counters counters() const;  // any thread
+    Counters counters() const;                                          // any thread
     PhaseGuard& guard() { return guard_; }
 
   private:

@@ -33,10 +33,14 @@ T get(const std::array<std::byte, n>& bytes, size_t at) {
 
 uint32_t max_body_bytes(FrameType type) {
     switch (type) {
-        case FrameType::hello: return max_hello_bytes;
-        case FrameType::keep_alive: return 0;
-        case FrameType::pages: return page_header_bytes + max_page_bytes;
-        default: return max_message_bytes;
+        case FrameType::hello:
+            return max_hello_bytes;
+        case FrameType::keep_alive:
+            return 0;
+        case FrameType::pages:
+            return page_header_bytes + max_page_bytes;
+        default:
+            return max_message_bytes;
     }
 }
 
@@ -51,9 +55,7 @@ FrameHeaderBytes encode(const FrameHeader& header) {
     return bytes;
 }
 
-void seal(FrameHeaderBytes& bytes, uint64_t checksum) {
-    put(bytes, 16, checksum);
-}
+void seal(FrameHeaderBytes& bytes, uint64_t checksum) { put(bytes, 16, checksum); }
 
 Result<FrameHeader> decode_header(const FrameHeaderBytes& bytes, uint32_t sequence) {
     if (get<uint32_t>(bytes, 0) != frame_magic) return peer_failed("a frame without the magic number");
@@ -68,9 +70,11 @@ Result<FrameHeader> decode_header(const FrameHeaderBytes& bytes, uint32_t sequen
     const std::string_view name = name_of(header.type);
     if (flags != 0) return peer_failed(fmt::format("a {} frame with unknown flags {:#x}", name, flags));
     if (header.length > max_body_bytes(header.type))
-        return peer_failed(fmt::format("a {} frame of {} bytes, {} are allowed", name, header.length, max_body_bytes(header.type)));
+        return peer_failed(
+            fmt::format("a {} frame of {} bytes, {} are allowed", name, header.length, max_body_bytes(header.type)));
     if (header.sequence != sequence)
-        return peer_failed(fmt::format("a {} frame with number {} where {} comes next", name, header.sequence, sequence));
+        return peer_failed(
+            fmt::format("a {} frame with number {} where {} comes next", name, header.sequence, sequence));
     return header;
 }
 
@@ -78,9 +82,7 @@ bool looks_like_tls(const FrameHeaderBytes& bytes) {
     return bytes[0] == std::byte{0x16} && bytes[1] == std::byte{0x03};  // handshake record, any version
 }
 
-void FrameChecksum::Free::operator()(void* state) const {
-    XXH3_freeState(static_cast<XXH3_state_t*>(state));
-}
+void FrameChecksum::Free::operator()(void* state) const { XXH3_freeState(static_cast<XXH3_state_t*>(state)); }
 
 FrameChecksum::FrameChecksum(const FrameHeaderBytes& header) : state_(XXH3_createState()) {
     if (state_ == nullptr) throw std::bad_alloc();
@@ -92,9 +94,7 @@ void FrameChecksum::add(const void* data, size_t size) {
     if (size > 0) XXH3_64bits_update(static_cast<XXH3_state_t*>(state_.get()), data, size);
 }
 
-uint64_t FrameChecksum::value() const {
-    return XXH3_64bits_digest(static_cast<const XXH3_state_t*>(state_.get()));
-}
+uint64_t FrameChecksum::value() const { return XXH3_64bits_digest(static_cast<const XXH3_state_t*>(state_.get())); }
 
 PageHeaderBytes encode(const PageHeader& header) {
     PageHeaderBytes bytes{};
@@ -108,7 +108,8 @@ PageHeaderBytes encode(const PageHeader& header) {
 
 Result<PageHeader> decode_page_header(const PageHeaderBytes& bytes, uint32_t body_bytes) {
     const auto flags = get<uint32_t>(bytes, 4);
-    if ((flags & ~page_flag_zero) != 0) return peer_failed(fmt::format("a pages frame with flags {:#x}, which were not negotiated", flags));
+    if ((flags & ~page_flag_zero) != 0)
+        return peer_failed(fmt::format("a pages frame with flags {:#x}, which were not negotiated", flags));
     PageHeader header;
     header.zero = (flags & page_flag_zero) != 0;
     PageRange& range = header.range;
@@ -116,14 +117,17 @@ Result<PageHeader> decode_page_header(const PageHeaderBytes& bytes, uint32_t bod
     range.address = get<uint64_t>(bytes, 8);
     range.length = get<uint64_t>(bytes, 16);
     range.object = get<uint64_t>(bytes, 24);
-    const std::string where = fmt::format("pages of pid {} object {} at {:#x}, {:#x} bytes", range.pid, range.object, range.address, range.length);
-    if ((range.pid == 0) == (range.object == 0)) return peer_failed(where + ": either a pid or an object must be named");
+    const std::string where = fmt::format("pages of pid {} object {} at {:#x}, {:#x} bytes", range.pid, range.object,
+                                          range.address, range.length);
+    if ((range.pid == 0) == (range.object == 0))
+        return peer_failed(where + ": either a pid or an object must be named");
     if (range.length == 0 || range.length % page_bytes != 0 || range.address % page_bytes != 0)
         return peer_failed(where + ": not whole pages");
     if (range.address + range.length < range.address) return peer_failed(where + ": the range wraps around");
     const uint64_t content = header.zero ? 0 : range.length;
     if (body_bytes - page_header_bytes != content)
-        return peer_failed(fmt::format("{}: the frame holds {} bytes of content", where, body_bytes - page_header_bytes));
+        return peer_failed(
+            fmt::format("{}: the frame holds {} bytes of content", where, body_bytes - page_header_bytes));
     return header;
 }
 

@@ -1,6 +1,7 @@
 #include "transport/handshake.h"
 
 #include <fmt/format.h>
+#include <google/protobuf/stubs/logging.h>
 
 #include "common/base/text.h"
 #include "common/base/uuid.h"
@@ -21,22 +22,32 @@ Failure other_version(const std::string& peer, uint32_t major, uint32_t minor, s
 // The features that both sides know.
 Result<uint64_t> agree(const std::string& peer, uint64_t theirs, uint64_t required) {
     const uint64_t missing = required & ~supported_features;
-    if (missing != 0) return peer_failed(fmt::format("{} requires protocol features {:#x}, which we do not know", peer, missing), same_version);
+    if (missing != 0)
+        return peer_failed(fmt::format("{} requires protocol features {:#x}, which we do not know", peer, missing),
+                           same_version);
     return theirs & supported_features;
+}
+
+// As far as any version's message goes: another major version may hold fields that we do not know.
+bool parse_loosely(const std::string& body, google::protobuf::Message& message) {
+    const google::protobuf::LogSilencer one_line;
+    return message.ParseFromString(body);
 }
 
 // All that can be wrong with a HELLO whose bytes arrived well.
 Result<Greeting> examine(Channel& channel, const std::string& body) {
     image::Hello hello;
-    // Another major version may hold fields that we do not know: its number comes first.
-    if (!hello.ParseFromString(body)) return peer_failed(fmt::format("{}: the HELLO does not parse", channel.peer()));
-    if (hello.major() != protocol_major) return other_version(channel.peer(), hello.major(), hello.minor(), hello.program());
+    if (!parse_loosely(body, hello)) return peer_failed(fmt::format("{}: the HELLO does not parse", channel.peer()));
+    if (hello.major() != protocol_major)
+        return other_version(channel.peer(), hello.major(), hello.minor(), hello.program());
     TRY(parse_strictly(body, hello));
     Greeting greeting;
     greeting.features = TRY(agree(channel.peer(), hello.features(), hello.required_features()));
-    if (hello.role() == image::ROLE_UNKNOWN) return peer_failed(fmt::format("{} does not say what the connection is for", channel.peer()));
+    if (hello.role() == image::ROLE_UNKNOWN)
+        return peer_failed(fmt::format("{} does not say what the connection is for", channel.peer()));
     if (!is_uuid(hello.migration_id()))
-        return peer_failed(fmt::format("{} names a migration \"{}\", which is no UUID", channel.peer(), printable(hello.migration_id(), 64)));
+        return peer_failed(fmt::format("{} names a migration \"{}\", which is no UUID", channel.peer(),
+                                       printable(hello.migration_id(), 64)));
     if (hello.stream() != 0 && hello.role() != image::ROLE_DATA)
         return peer_failed(fmt::format("{} numbers a connection that is not for data", channel.peer()));
     greeting.role = hello.role();
@@ -73,7 +84,7 @@ Result<Greeting> say_hello(Channel& channel, image::Role role, const std::string
 
     const Frame frame = TRY(channel.receive(deadline));
     image::HelloReply reply;
-    if (!reply.ParseFromString(frame.body)) {
+    if (!parse_loosely(frame.body, reply)) {
         channel.shut_down();
         return peer_failed(fmt::format("{}: the HELLO_REPLY does not parse", channel.peer()));
     }
@@ -91,12 +102,14 @@ Result<Greeting> say_hello(Channel& channel, image::Role role, const std::string
     }
     if ((reply.features() & ~supported_features) != 0) {
         channel.shut_down();
-        return peer_failed(fmt::format("{} turned on features {:#x}, which we did not offer", channel.peer(), reply.features()));
+        return peer_failed(
+            fmt::format("{} turned on features {:#x}, which we did not offer", channel.peer(), reply.features()));
     }
     return Greeting{role, migration_id, stream, reply.features(), reply.minor(), printable(reply.program(), 64)};
 }
 
-Result<Greeting> answer_hello(Channel& channel, Deadline deadline, const std::function<Result<void>(const Greeting&)>& admit) {
+Result<Greeting> answer_hello(Channel& channel, Deadline deadline,
+                              const std::function<Result<void>(const Greeting&)>& admit) {
     const Frame frame = TRY(channel.receive(deadline));
     auto greeting = examine(channel, frame.body);
     if (greeting) channel.guard().set_role(greeting->role);

@@ -104,14 +104,15 @@ Result<std::string> pem_of(X509* certificate) {
 
 Result<std::string> pem_of(EVP_PKEY* key) {
     const Memory memory(BIO_new(BIO_s_secmem()));
-    return pem_text(memory.get(),
-                    memory != nullptr && PEM_write_bio_PrivateKey(memory.get(), key, nullptr, nullptr, 0, nullptr, nullptr) == 1);
+    return pem_text(memory.get(), memory != nullptr && PEM_write_bio_PrivateKey(memory.get(), key, nullptr, nullptr, 0,
+                                                                                nullptr, nullptr) == 1);
 }
 
 Result<void> make_new_folder(const std::string& path) {
     if (::mkdir(path.c_str(), 0700) == 0) return {};
     if (errno == EEXIST)
-        return fail(printable(path) + " exists", "keys are never overwritten: choose another folder, or remove it first", ExitCode::usage);
+        return fail(printable(path) + " exists",
+                    "keys are never overwritten: choose another folder, or remove it first", ExitCode::usage);
     return fail_errno("cannot make folder " + printable(path));
 }
 
@@ -145,7 +146,8 @@ Result<void> init_keys(const std::string& dir) {
     Undo remove_destination([&] { remove_host(destination); });
 
     uint64_t number = 0;
-    if (RAND_bytes(reinterpret_cast<unsigned char*>(&number), sizeof number) != 1) return openssl_failed("draw a number");
+    if (RAND_bytes(reinterpret_cast<unsigned char*>(&number), sizeof number) != 1)
+        return openssl_failed("draw a number");
     // A name of its own, so that a certificate of another CA is refused as just that.
     const Identity ca = TRY(make_identity(fmt::format("godwit CA {:016x}", number), nullptr));
     TRY(fill_host(source, "godwit source", ca));

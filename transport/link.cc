@@ -90,9 +90,7 @@ void Link::shut_down() {
     ::shutdown(fd_, SHUT_RDWR);
 }
 
-void Link::finish_sending() {
-    ::shutdown(fd_, SHUT_WR);
-}
+void Link::finish_sending() { ::shutdown(fd_, SHUT_WR); }
 
 void Link::drain(Deadline deadline) {
     std::array<char, 16384> sink;
@@ -116,7 +114,8 @@ Failure Link::late(const char* what) const {
 
 Failure Link::broken(const char* what, int error) const {
     if (is_shut()) return peer_failed(fmt::format("the connection to {} was shut down", peer_));
-    Failure failure = fail_errno(error, fmt::format("cannot {} on the connection to {}", what, peer_), "its log may say why");
+    Failure failure =
+        fail_errno(error, fmt::format("cannot {} on the connection to {}", what, peer_), "its log may say why");
     failure.value().code = ExitCode::peer;
     return failure;
 }

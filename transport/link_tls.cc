@@ -2,17 +2,16 @@
 //
 // Each operation runs an io_context of the Link's own until it is done or its deadline has passed: asio gives the
 // time limits and the TLS engine, no thread and no callback leaves this file.
+#include <fmt/format.h>
 #include <openssl/ssl.h>
 #include <openssl/sslerr.h>
 #include <openssl/x509_vfy.h>
 #include <sys/stat.h>
 
-#include <fmt/format.h>
-
+#include <array>
 #include <asio/generic/stream_protocol.hpp>
 #include <asio/io_context.hpp>
 #include <asio/ssl.hpp>
-#include <array>
 #include <cstring>
 #include <optional>
 #include <vector>
@@ -27,7 +26,8 @@ using Socket = asio::generic::stream_protocol::socket;
 constexpr const char* one_pair = "each host needs its own folder of one `godwit keys init`";
 
 struct KeyFiles {
-    explicit KeyFiles(const std::string& dir) : ca(dir + "/ca.pem"), certificate(dir + "/cert.pem"), key(dir + "/key.pem") {}
+    explicit KeyFiles(const std::string& dir)
+        : ca(dir + "/ca.pem"), certificate(dir + "/cert.pem"), key(dir + "/key.pem") {}
     std::string ca, certificate, key;
 };
 
@@ -45,18 +45,21 @@ Failure bad_keys(const std::string& what, const std::string& why) {
 }
 
 Result<void> require_private(const std::string& path) {
-    struct stat status{};
+    struct stat status {};
     if (::stat(path.c_str(), &status) != 0) return bad_keys(path, std::strerror(errno));
     if ((status.st_mode & 077) != 0)
-        return fail(fmt::format("{} can be read by others than its owner (mode {:o})", printable(path), status.st_mode & 0777),
-                    "chmod 600 it; if it may have been read, make new keys", ExitCode::usage);
+        return fail(
+            fmt::format("{} can be read by others than its owner (mode {:o})", printable(path), status.st_mode & 0777),
+            "chmod 600 it; if it may have been read, make new keys", ExitCode::usage);
     return {};
 }
 
 // Our own certificate must be one that the peer will take.
 Result<void> verify_own(SSL_CTX* context, const KeyFiles& files) {
-    const std::unique_ptr<X509_STORE_CTX, decltype(&X509_STORE_CTX_free)> check(X509_STORE_CTX_new(), X509_STORE_CTX_free);
-    if (check == nullptr || X509_STORE_CTX_init(check.get(), SSL_CTX_get_cert_store(context), SSL_CTX_get0_certificate(context), nullptr) != 1)
+    const std::unique_ptr<X509_STORE_CTX, decltype(&X509_STORE_CTX_free)> check(X509_STORE_CTX_new(),
+                                                                                X509_STORE_CTX_free);
+    if (check == nullptr || X509_STORE_CTX_init(check.get(), SSL_CTX_get_cert_store(context),
+                                                SSL_CTX_get0_certificate(context), nullptr) != 1)
         return bad_keys(files.certificate, openssl_reason());
     if (X509_verify_cert(check.get()) != 1)
         return bad_keys(files.certificate, X509_verify_cert_error_string(X509_STORE_CTX_get_error(check.get())));
@@ -70,7 +73,8 @@ Result<void> load_keys(SSL_CTX* context, const std::string& dir) {
     if (SSL_CTX_load_verify_file(context, files.ca.c_str()) != 1) return bad_keys(files.ca, openssl_reason());
     if (SSL_CTX_use_certificate_file(context, files.certificate.c_str(), SSL_FILETYPE_PEM) != 1)
         return bad_keys(files.certificate, openssl_reason());
-    if (SSL_CTX_use_PrivateKey_file(context, files.key.c_str(), SSL_FILETYPE_PEM) != 1 || SSL_CTX_check_private_key(context) != 1)
+    if (SSL_CTX_use_PrivateKey_file(context, files.key.c_str(), SSL_FILETYPE_PEM) != 1 ||
+        SSL_CTX_check_private_key(context) != 1)
         return bad_keys(files.key, openssl_reason());
     return verify_own(context, files);
 }
@@ -89,7 +93,10 @@ class TlsLink final : public Link {
   public:
     TlsLink(int fd, std::string peer, std::unique_ptr<asio::ssl::context> context, Socket socket,
             std::unique_ptr<asio::io_context> io)
-        : Link(fd, std::move(peer)), io_(std::move(io)), context_(std::move(context)), stream_(std::move(socket), *context_) {}
+        : Link(fd, std::move(peer)),
+          io_(std::move(io)),
+          context_(std::move(context)),
+          stream_(std::move(socket), *context_) {}
 
     Result<void> handshake(TlsEnd end, Deadline deadline);
     Result<void> send(std::span<const iovec> pieces) override;
@@ -142,9 +149,10 @@ Result<void> TlsLink::handshake(TlsEnd end, Deadline deadline) {
     const auto type = end == TlsEnd::client ? asio::ssl::stream_base::client : asio::ssl::stream_base::server;
     const auto outcome = run([&](auto done) { stream_.async_handshake(type, done); }, deadline);
     if (outcome && !outcome->error) return {};
-    Failure failure = outcome ? handshake_failed(end, outcome->error)
-                              : peer_failed(fmt::format("{} did not finish the TLS handshake within the time limit", peer()),
-                                            "is it `godwit serve` that listens there?");
+    Failure failure =
+        outcome ? handshake_failed(end, outcome->error)
+                : peer_failed(fmt::format("{} did not finish the TLS handshake within the time limit", peer()),
+                              "is it `godwit serve` that listens there?");
     // Let the alert that says why arrive: closing with unread bytes would overtake it with a reset.
     finish_sending();
     drain(Deadline::in(std::min(milliseconds(500), milliseconds(deadline.poll_timeout()))));
@@ -160,7 +168,8 @@ Result<void> TlsLink::send(std::span<const iovec> pieces) {
         // One record, of up to 16 KiB, per operation: progress is seen after each.
         const std::span<const asio::const_buffer> now(&left[first], std::min<size_t>(left.size() - first, 8));
         const std::vector<asio::const_buffer> buffers(now.begin(), now.end());
-        const auto outcome = run([&](auto done) { stream_.async_write_some(buffers, done); }, Deadline::in(send_limit()));
+        const auto outcome =
+            run([&](auto done) { stream_.async_write_some(buffers, done); }, Deadline::in(send_limit()));
         if (!outcome) return late("took nothing");
         if (outcome->error) return failed("send", outcome->error);
         size_t sent = outcome->bytes;
@@ -207,9 +216,7 @@ Result<bool> TlsLink::wait_readable(Deadline deadline) {
     return true;
 }
 
-bool is_end(asio::error_code error) {
-    return error == asio::error::eof || error == asio::ssl::error::stream_truncated;
-}
+bool is_end(asio::error_code error) { return error == asio::error::eof || error == asio::ssl::error::stream_truncated; }
 
 // An alert by which the peer says that it does not want our certificate. With TLS 1.3 a client learns it only after its
 // own handshake has succeeded.
@@ -265,7 +272,8 @@ Result<std::unique_ptr<Link>> tls_link(UniqueFd socket, std::string peer, const 
     auto io = std::make_unique<asio::io_context>(1);
     sockaddr_storage name{};
     socklen_t size = sizeof name;
-    if (::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&name), &size) != 0) return fail_errno("getsockname for " + peer);
+    if (::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&name), &size) != 0)
+        return fail_errno("getsockname for " + peer);
     Socket stream(*io);
     stream.assign(asio::generic::stream_protocol(name.ss_family, 0), socket.get());
     const int fd = socket.release();  // the stream's from here on

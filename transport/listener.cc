@@ -16,14 +16,13 @@ constexpr int queue_length = 64;
 
 Failure cannot_listen(const Address& address, int error) {
     return fail_errno(error, "cannot listen on " + address.text(),
-                      error == EADDRINUSE      ? "another program, maybe another `godwit serve`, has this address: choose another"
+                      error == EADDRINUSE
+                          ? "another program, maybe another `godwit serve`, has this address: choose another"
                       : error == EADDRNOTAVAIL ? "the address must be one of this host's own"
                                                : "");
 }
 
-UniqueFd stream_socket(int family) {
-    return UniqueFd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-}
+UniqueFd stream_socket(int family) { return UniqueFd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)); }
 
 Result<UniqueFd> listen_tcp(const Address& address) {
     const AddressList list = TRY(resolve(address, true, ExitCode::usage));
@@ -38,7 +37,7 @@ Result<UniqueFd> listen_tcp(const Address& address) {
 
 // Whether the file is a socket on which nobody listens any more.
 bool is_left_over(const Address& address) {
-    struct stat status{};
+    struct stat status {};
     if (::lstat(address.path.c_str(), &status) != 0 || !S_ISSOCK(status.st_mode)) return false;
     const UniqueFd probe = stream_socket(AF_UNIX);
     sockaddr_storage name;
@@ -56,7 +55,8 @@ Result<UniqueFd> listen_unix(const Address& address) {
     const auto bind_it = [&] { return ::bind(socket.get(), reinterpret_cast<sockaddr*>(&name), size) == 0; };
     // The probe is a connection that a live listener sees end at once, so it is made only when the name is taken.
     int error = bind_it() ? 0 : errno;
-    if (error == EADDRINUSE && is_left_over(address) && ::unlink(address.path.c_str()) == 0) error = bind_it() ? 0 : errno;
+    if (error == EADDRINUSE && is_left_over(address) && ::unlink(address.path.c_str()) == 0)
+        error = bind_it() ? 0 : errno;
     if (error != 0) return cannot_listen(address, error);
     if (::listen(socket.get(), queue_length) != 0) return cannot_listen(address, errno);
     return socket;
@@ -99,7 +99,8 @@ Result<std::optional<PendingLink>> Listener::accept(Deadline deadline) {
             return PendingLink(std::move(socket), peer, security_);
         }
         // accept(2): errors of the new connection come here too, and mean that this one is gone, not the listener.
-        if (errno == EINTR || errno == ECONNABORTED || errno == EPROTO || errno == ENETDOWN || errno == EHOSTUNREACH) continue;
+        if (errno == EINTR || errno == ECONNABORTED || errno == EPROTO || errno == ENETDOWN || errno == EHOSTUNREACH)
+            continue;
         if (errno != EAGAIN) return fail_errno("cannot accept a connection");
         pollfd entry{fd(), POLLIN, 0};
         if (::poll(&entry, 1, deadline.poll_timeout()) == 0) return std::nullopt;

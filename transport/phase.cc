@@ -66,30 +66,46 @@ bool may_keep_alive(Phase phase) {
 
 }  // namespace
 
-std::string_view name_of(Side side) {
-    return side == Side::source ? "source" : "destination";
-}
+std::string_view name_of(Side side) { return side == Side::source ? "source" : "destination"; }
 
 std::string_view name_of(Phase phase) {
     switch (phase) {
-        case Phase::hello: return "hello";
-        case Phase::hello_reply: return "hello_reply";
-        case Phase::plan: return "plan";
-        case Phase::plan_reply: return "plan_reply";
-        case Phase::layout: return "layout";
-        case Phase::round_reply: return "round_reply";
-        case Phase::next_round: return "next_round";
-        case Phase::state: return "state";
-        case Phase::state_end: return "state_end";
-        case Phase::ready: return "ready";
-        case Phase::go: return "go";
-        case Phase::running: return "running";
-        case Phase::done: return "done";
-        case Phase::done_reply: return "done_reply";
-        case Phase::pages: return "pages";
-        case Phase::recover: return "recover";
-        case Phase::recover_reply: return "recover_reply";
-        case Phase::over: return "over";
+        case Phase::hello:
+            return "hello";
+        case Phase::hello_reply:
+            return "hello_reply";
+        case Phase::plan:
+            return "plan";
+        case Phase::plan_reply:
+            return "plan_reply";
+        case Phase::layout:
+            return "layout";
+        case Phase::round_reply:
+            return "round_reply";
+        case Phase::next_round:
+            return "next_round";
+        case Phase::state:
+            return "state";
+        case Phase::state_end:
+            return "state_end";
+        case Phase::ready:
+            return "ready";
+        case Phase::go:
+            return "go";
+        case Phase::running:
+            return "running";
+        case Phase::done:
+            return "done";
+        case Phase::done_reply:
+            return "done_reply";
+        case Phase::pages:
+            return "pages";
+        case Phase::recover:
+            return "recover";
+        case Phase::recover_reply:
+            return "recover_reply";
+        case Phase::over:
+            return "over";
     }
     return "unknown";
 }
@@ -107,7 +123,8 @@ Result<void> PhaseGuard::step(Side sender, FrameType type) {
         return {};
     }
     const ExitCode code = sender == side_ ? ExitCode::failed : ExitCode::peer;
-    return fail(fmt::format("a {} frame from the {} in phase {}", name_of(type), name_of(sender), name_of(phase_)), {}, code);
+    return fail(fmt::format("a {} frame from the {} in phase {}", name_of(type), name_of(sender), name_of(phase_)), {},
+                code);
 }
 
 }  // namespace godwit

@@ -20,14 +20,14 @@ enum class Phase {
     hello_reply,
     plan,
     plan_reply,
-    layout,       // LAYOUT* and the first ROUND_END
+    layout,  // LAYOUT* and the first ROUND_END
     round_reply,
-    next_round,   // LAYOUT*, another ROUND_END, or the first PROCESS
-    state,        // PROCESS* or FILES
+    next_round,  // LAYOUT*, another ROUND_END, or the first PROCESS
+    state,       // PROCESS* or FILES
     state_end,
     ready,
     go,
-    running,      // GO was said: no ABORT from here on
+    running,  // GO was said: no ABORT from here on
     done,
     done_reply,
     pages,

@@ -13,11 +13,10 @@
 namespace godwit {
 namespace {
 
-constexpr const char* is_it_running = "is `godwit serve` running there, on this port, and does the firewall let us through?";
+constexpr const char* is_it_running =
+    "is `godwit serve` running there, on this port, and does the firewall let us through?";
 
-void set_option(int fd, int level, int name, int value) {
-    (void)::setsockopt(fd, level, name, &value, sizeof value);
-}
+void set_option(int fd, int level, int name, int value) { (void)::setsockopt(fd, level, name, &value, sizeof value); }
 
 // Waits for a connect(2) that is under way and returns its error, 0 or ETIMEDOUT included.
 int finish_connect(int fd, Deadline deadline) {
@@ -98,8 +97,9 @@ Result<void> require_root_peer(int fd, const std::string& peer) {
     if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &size) != 0)
         return fail_errno("cannot learn who is at the other end of " + peer);
     if (credentials.uid != 0)
-        return peer_failed(fmt::format("pid {} at the other end of {} is uid {}, not root", credentials.pid, peer, credentials.uid),
-                           "both ends of a unix socket must run as root");
+        return peer_failed(
+            fmt::format("pid {} at the other end of {} is uid {}, not root", credentials.pid, peer, credentials.uid),
+            "both ends of a unix socket must run as root");
     return {};
 }
 
@@ -118,7 +118,8 @@ Result<AddressList> resolve(const Address& address, bool passive, ExitCode unres
     addrinfo* list = nullptr;
     const int error = ::getaddrinfo(address.host.c_str(), std::to_string(address.port).c_str(), &wanted, &list);
     if (error != 0)
-        return fail(fmt::format("cannot resolve {}: {}", address.host, error == EAI_SYSTEM ? std::strerror(errno) : ::gai_strerror(error)),
+        return fail(fmt::format("cannot resolve {}: {}", address.host,
+                                error == EAI_SYSTEM ? std::strerror(errno) : ::gai_strerror(error)),
                     "check the name, or give the host's number", unresolved);
     return AddressList(list);
 }

@@ -13,9 +13,7 @@
 
 namespace godwit {
 
-inline Deadline soon() {
-    return Deadline::in(milliseconds(5000));
-}
+inline Deadline soon() { return Deadline::in(milliseconds(5000)); }
 
 inline std::pair<UniqueFd, UniqueFd> socket_pair() {
     int fds[2];

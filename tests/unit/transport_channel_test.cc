@@ -70,7 +70,8 @@ TEST(Handshake, BothSidesLearnWhatTheConnectionIsFor) {
 
 TEST(Handshake, ARefusalReachesWhoConnected) {
     ChannelPair pair;
-    const Greetings greetings(pair, image::ROLE_DATA, [](const Greeting&) { return unsupported("no such migration", "start anew"); });
+    const Greetings greetings(pair, image::ROLE_DATA,
+                              [](const Greeting&) { return unsupported("no such migration", "start anew"); });
     ASSERT_FALSE(greetings.source);
     EXPECT_EQ(greetings.source.error().what, "no such migration");
     EXPECT_EQ(greetings.source.error().hint, "start anew");
@@ -90,7 +91,8 @@ std::pair<Problem, image::HelloReply> refused_hello(const std::string& body) {
     char buffer[4096];
     const ssize_t got = ::recv(pair.raw.get(), buffer, sizeof buffer, MSG_DONTWAIT);
     EXPECT_GT(got, static_cast<ssize_t>(frame_header_bytes));
-    EXPECT_TRUE(reply.ParseFromArray(buffer + frame_header_bytes, static_cast<int>(got) - static_cast<int>(frame_header_bytes)));
+    EXPECT_TRUE(reply.ParseFromArray(buffer + frame_header_bytes,
+                                     static_cast<int>(got) - static_cast<int>(frame_header_bytes)));
     return {answered ? Problem{} : answered.error(), reply};
 }
 
@@ -132,8 +134,10 @@ TEST(Handshake, AnIdThatIsNoUuidOrAnUnknownRoleIsRefused) {
 TEST(Handshake, ASourceNoticesAPeerOfAnotherVersionOrNoGodwit) {
     image::HelloReply reply;
     reply.set_major(9);
-    for (const auto& [bytes, part] : {std::pair<std::string, std::string>{frame_of(FrameType::hello_reply, reply.SerializeAsString()), "speaks version 9.0"},
-                                      {"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak godwit's protocol"}}) {
+    for (const auto& [bytes, part] :
+         {std::pair<std::string, std::string>{frame_of(FrameType::hello_reply, reply.SerializeAsString()),
+                                              "speaks version 9.0"},
+          {"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak godwit's protocol"}}) {
         ChannelAndPeer pair(Side::source);
         ASSERT_TRUE(write_all(pair.raw.get(), bytes.data(), bytes.size()));
         const auto said = say_hello(*pair.channel, image::ROLE_CONTROL, id, 0, soon());
@@ -150,7 +154,8 @@ TEST(Channel, GarbageIsNotGodwit) {
 
 TEST(Channel, ATruncatedFrameIsAnEndAndNoSuccess) {
     const std::string whole = frame_of(FrameType::hello, good_hello().SerializeAsString());
-    for (size_t size = 0; size < whole.size(); ++size) expect_refused(first_bytes(whole.substr(0, size)), "closed the connection");
+    for (size_t size = 0; size < whole.size(); ++size)
+        expect_refused(first_bytes(whole.substr(0, size)), "closed the connection");
 }
 
 TEST(Channel, EveryFlippedBitIsNoticed) {
@@ -187,7 +192,8 @@ TEST(Channel, AFrameOutOfPhaseNamesFrameAndPhase) {
     ASSERT_TRUE(greetings.source);
     const auto sent = pair.source->send(FrameType::go, image::Commit());
     ASSERT_FALSE(sent);
-    EXPECT_NE(sent.error().what.find("a go frame from the source in phase plan"), std::string::npos) << sent.error().what;
+    EXPECT_NE(sent.error().what.find("a go frame from the source in phase plan"), std::string::npos)
+        << sent.error().what;
 }
 
 TEST(Channel, AnUnknownFieldIsRefusedAtAnyDepth) {
@@ -243,7 +249,8 @@ TEST(Channel, AnAbortBecomesItsProblems) {
     ASSERT_TRUE(Greetings(pair, image::ROLE_CONTROL).source);
     ASSERT_TRUE(pair.source->send(FrameType::plan, image::Plan()));
     std::thread aborting([&] {
-        const Problem problems[] = {{"pid 7 is in use", "end it", ExitCode::unsupported, 0}, {"two\nlines\x1b[2J", {}, ExitCode::uncertain, 0}};
+        const Problem problems[] = {{"pid 7 is in use", "end it", ExitCode::unsupported, 0},
+                                    {"two\nlines\x1b[2J", {}, ExitCode::uncertain, 0}};
         pair.destination->abort(problems, soon());
     });
     image::PlanReply reply;
@@ -343,8 +350,10 @@ TEST(Channel, PageFramesOfAHostilePeerAreRefused) {
         ChannelAndPeer pair(Side::destination);
         image::Hello hello = good_hello();
         hello.set_role(image::ROLE_DATA);
-        const std::string bytes = frame_of(FrameType::hello, hello.SerializeAsString()) +
-                                  frame_of(FrameType::pages, std::string(reinterpret_cast<const char*>(header.data()), header.size()) + content, 1);
+        const std::string bytes =
+            frame_of(FrameType::hello, hello.SerializeAsString()) +
+            frame_of(FrameType::pages,
+                     std::string(reinterpret_cast<const char*>(header.data()), header.size()) + content, 1);
         EXPECT_TRUE(write_all(pair.raw.get(), bytes.data(), bytes.size()));
         EXPECT_TRUE(answer_hello(*pair.channel, soon()));
         PageHeader out;

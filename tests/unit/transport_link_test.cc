@@ -11,9 +11,7 @@
 namespace godwit {
 namespace {
 
-iovec piece(const std::string& text) {
-    return {const_cast<char*>(text.data()), text.size()};
-}
+iovec piece(const std::string& text) { return {const_cast<char*>(text.data()), text.size()}; }
 
 Result<void> say(Link& link, const std::string& text) {
     const iovec one = piece(text);
@@ -34,9 +32,7 @@ const TemporaryFolder& keys() {
     return folder;
 }
 
-Security tls(const std::string& name) {
-    return {Security::Kind::tls, keys() / ("pair/" + name)};
-}
+Security tls(const std::string& name) { return {Security::Kind::tls, keys() / ("pair/" + name)}; }
 const Security insecure{Security::Kind::insecure, {}};
 
 // Connects with one security to a listener with another; both results.
@@ -191,7 +187,8 @@ TEST(Link, AClientWithAForeignCertificateLearnsWhy) {
     TemporaryFolder other;
     ASSERT_TRUE(init_keys(other / "pair"));
     const std::string dir = other / "pair/source";
-    const std::string theirs = read_file(dir + "/ca.pem").value(), ours = read_file(keys() / "pair/source/ca.pem").value();
+    const std::string theirs = read_file(dir + "/ca.pem").value(),
+                      ours = read_file(keys() / "pair/source/ca.pem").value();
     ASSERT_TRUE(replace_file(dir + "/ca.pem", ours + theirs));  // both are trusted, so that its own check passes
     Meeting m(tls("destination"), {Security::Kind::tls, dir});
     ASSERT_FALSE(m.server);
