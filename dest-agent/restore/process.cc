@@ -15,6 +15,8 @@
 namespace godwit {
 namespace {
 
+constexpr int last_signal = 64;
+
 // rt_sigaction(2) as the kernel has it, not the C library.
 struct KernelSigaction {
     uint64_t handler;
@@ -40,7 +42,14 @@ Result<void> check_tasks(Skeleton& skeleton, const image::Process& process) {
     return {};
 }
 
+// Signals that the message does not name have their default action. The skeleton may have been born with other ones: what
+// an agent's parent ignored stays ignored over exec, and the C library keeps signals 32 and 33 to itself.
 void add_actions(NamedCalls& calls, const image::Process& process) {
+    const KernelSigaction standard{};
+    for (int signal = 1; signal <= last_signal; ++signal)
+        if (signal != SIGKILL && signal != SIGSTOP)
+            calls.call(fmt::format("reset the action of signal {}", signal), SYS_rt_sigaction, signal,
+                       calls.batch().bytes(&standard, sizeof standard), 0, sizeof standard.mask);
     for (const image::SignalAction& action : process.actions()) {
         const KernelSigaction wanted{action.handler(), action.flags(), action.restorer(), action.mask()};
         calls.call(fmt::format("set the action of signal {}", action.signal()), SYS_rt_sigaction, action.signal(),
