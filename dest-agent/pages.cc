@@ -15,16 +15,12 @@ namespace {
 
 using image::MappingRange;
 
-// Copies straight into pages that are writable there; returns what was copied.
-size_t write_fast(pid_t pid, uint64_t address, const std::byte* content, size_t size) {
-    for (size_t done = 0; done < size;) {
-        const iovec local{const_cast<std::byte*>(content) + done, size - done};
-        const iovec remote{reinterpret_cast<void*>(address + done), size - done};
-        const ssize_t count = ::process_vm_writev(pid, &local, 1, &remote, 1, 0);
-        if (count <= 0) return done;
-        done += static_cast<size_t>(count);
-    }
-    return size;
+// Writes into pages that are writable there; returns the whole pages written.
+size_t write_plainly(pid_t pid, uint64_t address, const std::byte* content, size_t size) {
+    const iovec local{const_cast<std::byte*>(content), size};
+    const iovec remote{reinterpret_cast<void*>(address), size};
+    const ssize_t count = ::process_vm_writev(pid, &local, 1, &remote, 1, 0);
+    return count <= 0 ? 0 : static_cast<size_t>(count) / page_size * page_size;
 }
 
 }  // namespace
@@ -57,16 +53,30 @@ Result<void> Skeleton::write_pages(uint64_t address, const std::byte* content, s
     for (uint64_t at = address; at < address + size;) {
         const MappingRange& range = *TRY(state_->mapping_for(at));
         const size_t length = std::min(range.end(), address + size) - at;
-        const std::byte* from = content + (at - address);
-        const bool writable = (first_protection(range) & PROT_WRITE) != 0;
-        const size_t done = writable ? write_fast(pid(), at, from, length) : 0;
-        if (done < length) TRY(state_->memory.write(RemotePtr(at + done), from + done, length - done));
+        TRY(state_->write(range, at, content + (at - address), length));
         at += length;
     }
     return {};
 }
 
+// Each way goes as far as it can: missing pages are filled, those that are there written. /proc/PID/mem is for what is not
+// writable, and says what is wrong when nothing works.
+Result<void> Skeleton::State::write(const MappingRange& range, uint64_t address, const std::byte* content, size_t size) {
+    const bool writable = (first_protection(range) & PROT_WRITE) != 0;
+    for (size_t done = 0; done < size;) {
+        size_t count = filler.fill(address + done, content + done, size - done);
+        if (count == 0 && writable) count = write_plainly(layout.pid(), address + done, content + done, size - done);
+        if (count == 0) {
+            TRY(memory.write(RemotePtr(address + done), content + done, page_size));
+            count = page_size;
+        }
+        done += count;
+    }
+    return {};
+}
+
 Result<void> Skeleton::finish_memory() {
+    state_->filler = PageFiller();
     NamedCalls calls;
     for (const MappingRange& range : layout().mappings()) {
         const uint64_t size = range.end() - range.start();

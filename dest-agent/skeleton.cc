@@ -68,6 +68,7 @@ Result<Skeleton> Skeleton::build(Spawner& spawner, const image::Layout& layout) 
     TRY(state->make_mappings());
     TRY(state->set_memory_map());
     TRY(state->make_threads());
+    state->filler = TRY(PageFiller::make(*state->remote, state->pidfd.get(), layout));
     return Skeleton(std::move(state));
 }
 

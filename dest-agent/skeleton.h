@@ -72,7 +72,8 @@ class Skeleton {
     // Writes one page range in place, whatever the mapping's protection. The range is checked against the layout: one
     // that is not within its mappings is a Problem (a hostile or confused peer).
     Result<void> write_pages(uint64_t address, const std::byte* content, size_t size);
-    // Called once when all pages have arrived: protections become those of the layout.
+    // Called once when all pages have arrived: protections become those of the layout. Until then memory that was not
+    // written may be unreadable (page_filler.h).
     Result<void> finish_memory();
     // From now on its end is nobody's but the commit's.
     void release();

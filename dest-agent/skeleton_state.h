@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "dest-agent/layout.h"
+#include "dest-agent/page_filler.h"
 #include "dest-agent/skeleton.h"
 
 namespace godwit {
@@ -22,6 +23,7 @@ struct Skeleton::State {
     std::vector<Tracee> tasks;  // never grows after the executor moved in, which points at the leader
     std::optional<Remote> remote;
     ProcessMemory memory;
+    PageFiller filler;  // until finish_memory()
     bool released = false;
 
     // skeleton.cc
@@ -40,6 +42,7 @@ struct Skeleton::State {
 
     // pages.cc
     Result<const image::MappingRange*> mapping_for(uint64_t address) const;
+    Result<void> write(const image::MappingRange& range, uint64_t address, const std::byte* content, size_t size);
 };
 
 }  // namespace godwit

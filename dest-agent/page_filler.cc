@@ -1,0 +1,68 @@
+#include "dest-agent/page_filler.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include "common/base/fault.h"
+#include "common/base/file.h"
+
+namespace godwit {
+namespace {
+
+bool always_huge_pages() {
+    const auto setting = read_file("/sys/kernel/mm/transparent_hugepage/enabled");
+    return setting && setting->find("[always]") != std::string::npos;
+}
+
+bool suits(const image::MappingRange& range) {
+    return range.kind() == image::MAPPING_ANONYMOUS && range.has_content() && !range.huge_page();
+}
+
+// A mapping that cannot be registered is filled by plain writes.
+bool take_mappings(int fd, const image::Layout& layout) {
+    uffdio_api api{};
+    api.api = UFFD_API;
+    if (::ioctl(fd, UFFDIO_API, &api) != 0) return false;
+    bool any = false;
+    for (const image::MappingRange& range : layout.mappings()) {
+        if (!suits(range)) continue;
+        uffdio_register mapping{};
+        mapping.range = {range.start(), range.end() - range.start()};
+        mapping.mode = UFFDIO_REGISTER_MODE_MISSING;
+        any |= ::ioctl(fd, UFFDIO_REGISTER, &mapping) == 0;
+    }
+    return any;
+}
+
+}  // namespace
+
+Result<PageFiller> PageFiller::make(Remote& remote, int pidfd, const image::Layout& layout) {
+    PageFiller filler;
+    if (always_huge_pages()) return filler;
+    // It is the memory of who makes it that a userfaultfd is about.
+    Batch batch;
+    const auto made = batch.call_may_fail(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+    TRY(remote.run(batch));
+    if (batch.result_of(made) < 0) return filler;
+    fault_point("skeleton:page-filler");
+    UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd, batch.result_of(made), 0)));
+    TRY(remote.call(SYS_close, static_cast<uint64_t>(batch.result_of(made))));
+    if (fd && take_mappings(fd.get(), layout)) filler.fd_ = std::move(fd);
+    return filler;
+}
+
+size_t PageFiller::fill(uint64_t address, const std::byte* content, size_t size) const {
+    if (!fd_) return 0;
+    uffdio_copy copy{};
+    copy.dst = address;
+    copy.src = reinterpret_cast<uint64_t>(content);
+    copy.len = size;
+    copy.mode = UFFDIO_COPY_MODE_DONTWAKE;  // nobody waits
+    if (::ioctl(fd_.get(), UFFDIO_COPY, &copy) == 0) return size;
+    return copy.copy > 0 ? static_cast<size_t>(copy.copy) : 0;
+}
+
+}  // namespace godwit
