@@ -44,8 +44,13 @@ Result<void> replace_file(const std::string& path, std::string_view text, unsign
     const std::string folder = slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
     {
         const UniqueFd fd = TRY(open_file(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, mode));
-        TRY(write_all(fd.get(), text.data(), text.size()));
-        if (::fsync(fd.get()) != 0) return fail_errno("cannot fsync " + printable(fresh));
+        auto written = write_all(fd.get(), text.data(), text.size());
+        if (written && ::fsync(fd.get()) != 0) written = fail_errno("fsync");
+        if (!written) {
+            ::unlink(fresh.c_str());
+            return fail_errno(written.error().error, "cannot write " + printable(path),
+                              "free space on its file system, or choose another place");
+        }
     }
     if (::rename(fresh.c_str(), path.c_str()) != 0) return fail_errno("cannot rename to " + printable(path));
     const UniqueFd dir = TRY(open_file(folder, O_RDONLY | O_DIRECTORY));

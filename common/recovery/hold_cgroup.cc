@@ -107,8 +107,13 @@ Result<void> HoldCgroup::give_back(const std::vector<JournalProcess>& processes)
 
 Result<void> HoldCgroup::move_home() const {
     if (!hold_.exists()) return {};
-    if (!home_.exists()) (void)TRY(Cgroup(parent_of(home_.path())).make_child(base_name(home_.path())));
-    TRY(move_all(hold_, [&](pid_t) { return home_; }));
+    // Another state directory's agent may take the empty cgroup for a stray one: then it is made anew.
+    for (int attempt = 0;; ++attempt) {
+        if (!home_.exists()) (void)TRY(Cgroup(parent_of(home_.path())).make_child(base_name(home_.path())));
+        const auto moved = move_all(hold_, [&](pid_t) { return home_; });
+        if (moved) break;
+        if (moved.error().error != ENOENT || attempt == 2) return moved;
+    }
     TRY(hold_.remove(Deadline::in(cgroup_limit)));
     // A tree that ended on the way leaves nothing to keep its cgroup for.
     if (!TRY(home_.populated())) return home_.remove(Deadline::in(cgroup_limit));
@@ -145,7 +150,8 @@ Result<std::vector<std::string>> remove_stray_cgroups(const std::string& state_d
         if (std::find(named.begin(), named.end(), migration_of(base_name(path))) != named.end()) continue;
         // Another state directory may be using this hierarchy and be about to move a tree in.
         struct stat made {};
-        if (::stat(path.c_str(), &made) != 0 || ::time(nullptr) - made.st_ctime < 60) continue;
+        const bool tree = base_name(path).starts_with(tree_prefix);
+        if (!tree && (::stat(path.c_str(), &made) != 0 || ::time(nullptr) - made.st_ctime < 60)) continue;
         const auto populated = cgroup.populated();
         if (!populated || *populated) continue;
         if (cgroup.remove(Deadline::in(milliseconds{1000}))) removed.push_back(path);

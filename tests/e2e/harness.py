@@ -288,6 +288,8 @@ class Pair:
             if server:
                 known |= {server.process.host_pid}
             wait_until(lambda: set(host.pids()) <= known, 10, lambda: f"strangers on host {host.name}: {describe(host, known)}")
+            if not server:
+                self.recover(host).expect(DONE)  # a tree that outlived `serve`: its cgroup is tidied up by the next agent
             wait_until(lambda: not cgroups_of(host), 10, lambda: f"cgroups left on host {host.name}: {cgroups_of(host)}")
             assert not host.output(["nft", "list", "ruleset"]).strip(), f"packet filters left on host {host.name}"
 
