@@ -82,6 +82,10 @@ Result<std::vector<PageRegion>> Pagemap::populated(uint64_t start, uint64_t end)
     return read_entries(start, end);
 }
 
+Result<bool> Pagemap::scans() const {
+    return scan(fd_.get(), pid_, 0, page_size, page_is_present, page_is_present, [](const PageRegion&) {});
+}
+
 Result<bool> Pagemap::has_guards(uint64_t start, uint64_t end) const {
     bool found = false;
     TRY(scan(fd_.get(), pid_, start, end, page_is_guard, page_is_guard, [&](const PageRegion&) { found = true; }));

@@ -101,6 +101,7 @@ Result<MappingClass> MappingClassifier::classify(const Vma& vma) const {
         return out;
     }
     if (vma.path.starts_with("/") || vma.path.starts_with("[anon_shmem:")) return classify_file(vma);
+    if (vma.path == "[uprobes]") return unsupported(describe(vma) + " belongs to uprobes", "end the tracing of the program, then restart it");
     return unsupported(describe(vma) + " is of a kind that is not known", "it cannot be carried");
 }
 
@@ -122,7 +123,12 @@ Result<MappingClass> MappingClassifier::classify_file(const Vma& vma) const {
     MappingClass out;
     out.device = info.st_dev;
     out.inode = info.st_ino;
+    // These live on file systems of the kernel's own, as files without a name.
+    if (vma.path.starts_with("/[aio]")) return unsupported(describe(vma) + " is a ring of io_setup(2)", "asynchronous I/O is not carried yet");
+    if (vma.path.starts_with("/secretmem")) return unsupported(describe(vma) + " is memory of memfd_secret(2)", "nobody but the program can read it");
     if (info.st_dev == shared_memory_device_) {
+        if (!vma.shared && !vma.path.starts_with("/memfd:"))
+            return unsupported(describe(vma) + " is a private mapping of shared memory", "it cannot be carried");
         out.kind = image::MAPPING_ANONYMOUS_SHARED;
         if (vma.path.starts_with("[anon_shmem:")) out.name = anonymous_name(vma.path);
         if (out.name.empty() && vma.path != "/dev/zero (deleted)") return classify_shared_memory(vma);

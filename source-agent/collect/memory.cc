@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "common/base/file.h"
 #include "common/base/text.h"
@@ -42,18 +43,48 @@ bool writes_file(const Vma& vma, image::MappingKind kind) {
     return kind == image::MAPPING_FILE_SHARED && vma.has("mw");
 }
 
-// One entry per file of the plan; the mapping that can write it decides.
-Result<void> add_file(const MappingClassifier& classifier, const Vma& vma, const MappingClass& found, image::Plan& plan) {
-    const bool writable = writes_file(vma, found.kind);
+// One entry per file of the plan; the use that can write it decides.
+Result<void> add_file(const std::string& link, const std::string& path, bool writable, std::string used_by, image::Plan& plan) {
+    struct stat info;
+    if (::stat(link.c_str(), &info) != 0) return fail_errno("cannot look at " + link);
     for (image::FileIdentity& known : *plan.mutable_files())
-        if (known.path() == found.path && known.inode() == found.inode && known.device() == found.device) {
+        if (known.path() == path && known.inode() == info.st_ino && known.device() == info.st_dev) {
             if (writable) known.set_writable(true);
             return {};
         }
-    image::FileIdentity identity = TRY(identify_file(classifier.link_of(vma), found.path, writable));
-    identity.set_used_by(fmt::format("mapping {:x}-{:x}", vma.start, vma.end));
+    image::FileIdentity identity = TRY(identify_file(link, path, writable));
+    identity.set_used_by(std::move(used_by));
     *plan.add_files() = std::move(identity);
     return {};
+}
+
+// What must be found at the destination though no mapping may name it. Deleted ones are named by check_process().
+Result<void> add_links(pid_t pid, image::Plan& plan) {
+    for (const auto& [what, name] : {std::pair{"exe", "executable"}, std::pair{"cwd", "working directory"}}) {
+        const std::string link = fmt::format("/proc/{}/{}", pid, what);
+        const std::string path = TRY(read_link(link));
+        struct stat info;
+        if (::stat(path.c_str(), &info) == 0) TRY(add_file(link, path, false, fmt::format("pid {} {}", pid, name), plan));
+    }
+    return {};
+}
+
+bool same_mapping(const Vma& a, const Vma& b) {
+    return a.start == b.start && a.end == b.end && a.offset == b.offset && a.device == b.device && a.inode == b.inode &&
+           a.path == b.path && a.shared == b.shared && a.flags == b.flags;
+}
+
+// The process runs on: between the line of smaps and the look at its file, the mapping may have become another one. What is
+// refused must be the same, and refused, each time. Nothing: it is not there any more; the freeze will show what is.
+Result<std::optional<Problem>> confirm(pid_t pid, const MappingClassifier& classifier, const Vma& vma, Problem first) {
+    for (int again = 0; again < 2; ++again) {
+        const auto now = TRY(read_smaps(pid));
+        if (std::none_of(now.begin(), now.end(), [&](const Vma& other) { return same_mapping(vma, other); })) return std::nullopt;
+        auto found = classifier.classify(vma);
+        if (found || is_gone(found.error())) return std::nullopt;
+        first = std::move(found.error());
+    }
+    return first;
 }
 
 void set_flags(const Vma& vma, image::MappingRange& range) {
@@ -143,6 +174,13 @@ Result<void> collect_memory_map(Subject& subject, image::MemoryMap& out) {
     return {};
 }
 
+// The executor's memory was mapped a moment ago, without MAP_LOCKED: if it is locked, so is all that will be mapped.
+Result<void> check_future_locks(const Subject& subject, const Vma& vma) {
+    const uint64_t executor = subject.remote->start().address();
+    if (executor < vma.start || executor >= vma.end || !vma.has("lo")) return {};
+    return unsupported(fmt::format("pid {} locks all memory that it will map (mlockall, MCL_FUTURE)", subject.process->pid), "this is not carried yet");
+}
+
 void mark_content(image::Layout& layout, const std::vector<ByteRange>& ranges) {
     auto range = ranges.begin();
     for (image::MappingRange& mapping : *layout.mutable_mappings()) {
@@ -161,20 +199,24 @@ Result<void> survey_memory(pid_t pid, const CollectOptions&, image::Plan& plan, 
     // looked at again under the freeze.
     for (const Vma& vma : TRY(read_smaps(pid))) {
         resident += vma.resident_kb * 1024;
-        const auto found = classifier.classify(vma);
+        auto found = classifier.classify(vma);
         if (!found) {
-            if (!is_gone(found.error())) problems.push_back(found.error());
+            if (is_gone(found.error())) continue;
+            if (auto refusal = TRY(confirm(pid, classifier, vma, std::move(found.error())))) problems.push_back(std::move(*refusal));
             continue;
         }
-        if (found->kind == image::MAPPING_VSYSCALL) continue;
+        if (found->kind == image::MAPPING_VDSO || found->kind == image::MAPPING_VVAR || found->kind == image::MAPPING_VSYSCALL) continue;
         add_kind(plan, kind_name(found->kind));
-        if (found->kind == image::MAPPING_ANONYMOUS && TRY(pagemap.has_guards(vma.start, vma.end)))
+        if (TRY(pagemap.has_guards(vma.start, vma.end)))
             problems.push_back({classifier.describe(vma) + " has guard pages (MADV_GUARD_INSTALL)", "they are not carried yet",
                                 ExitCode::unsupported, 0});
         if (found->path.empty()) continue;
-        if (const auto added = add_file(classifier, vma, *found, plan); !added && !is_gone(added.error()))
+        if (const auto added = add_file(classifier.link_of(vma), found->path, writes_file(vma, found->kind),
+                                        fmt::format("pid {} mapping {:x}-{:x}", pid, vma.start, vma.end), plan);
+            !added && !is_gone(added.error()))
             problems.push_back(added.error());
     }
+    TRY(add_links(pid, plan));
     if (plan.processes_size() > 0) plan.mutable_processes(plan.processes_size() - 1)->set_resident_bytes(resident);
     return {};
 }
@@ -186,12 +228,14 @@ Result<image::Layout> collect_layout(Subject& subject) {
     image::Layout layout;
     layout.set_pid(subject.pid_inside);
     TRY(collect_memory_map(subject, *layout.mutable_memory_map()));
-    for (const Vma& vma : TRY(read_smaps(pid)))
+    for (const Vma& vma : TRY(read_smaps(pid))) {
+        TRY(check_future_locks(subject, vma));
         for (const Vma& part : without(vma, subject.remote->start().address(), subject.remote->size())) {
             TRY(add_mapping(classifier, part, layout));
             if (part.path != "[vsyscall]" && TRY(pagemap.has_guards(part.start, part.end)))
                 return unsupported(classifier.describe(part) + " has guard pages (MADV_GUARD_INSTALL)", "they are not carried yet");
         }
+    }
     layout.set_executable(TRY(read_link(fmt::format("/proc/{}/exe", pid))));
     for (const Tracee& task : subject.process->tasks) layout.add_tids(task.tid());
     layout.set_name(TRY(read_stat(pid)).name);

@@ -4,29 +4,28 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
-#include <sys/time.h>
 #include <unistd.h>
 
-#include <array>
-#include <csignal>
-#include <cstring>
-#include <sstream>
-
 #include "common/base/file.h"
-#include "common/base/text.h"
+#include "common/kernel/machine.h"
 #include "common/kernel/proc.h"
+#include "source-agent/collect/checks.h"
 #include "source-agent/collect/collect.h"
 #include "source-agent/collect/task.h"
+#include "source-agent/collect/timers.h"
 
-#ifndef PR_GET_MDWE
-#define PR_GET_MDWE 66  // Linux 6.3
-#endif
 
 namespace godwit {
 namespace {
 
 constexpr int last_signal = 64;
-constexpr int64_t second_ns = 1'000'000'000;
+
+// What the distribution's headers lack.
+constexpr int get_mdwe = 66;                  // prctl(2), Linux 6.3
+constexpr int get_memory_merge = 68;          // prctl(2), Linux 6.4
+constexpr int membarrier_registrations = 512; // membarrier(2), Linux 6.3
+constexpr int get_cpuid = 0x1011;             // arch_prctl(2)
+constexpr int get_untag_mask = 0x4001;        // arch_prctl(2), Linux 6.4
 
 // struct sigaction as the kernel has it on x86-64 (rt_sigaction(2)).
 struct KernelAction {
@@ -53,78 +52,53 @@ void read_actions(const Batch& batch, const std::vector<Batch::Operand>& actions
     }
 }
 
-// /proc/PID/timers (proc(5), Linux 3.10) tells of each POSIX timer all but its times.
-Result<std::vector<image::PosixTimer>> list_timers(pid_t pid) {
-    std::istringstream lines(TRY(read_file(fmt::format("/proc/{}/timers", pid))));
-    std::vector<image::PosixTimer> out;
-    for (std::string line; std::getline(lines, line);) {
-        unsigned id = 0;
-        int clock = 0;
-        char how[32] = {};
-        char whom[8] = {};
-        int target = 0;
-        if (std::sscanf(line.c_str(), "ID: %u", &id) == 1) {
-            out.emplace_back().set_id(id);
-            continue;
+// What is refused but cannot be seen from outside, each with the value that a program starts with. A kernel that does
+// not know a question knows no other value, but for the registrations of membarrier(2), which can only be asked for since
+// Linux 6.3.
+class InsideChecks {
+  public:
+    explicit InsideChecks(Batch& batch) : batch_(batch), untag_mask_(batch.out(sizeof(uint64_t))), ldt_(batch.out(8)) {
+        ask("denies itself writable and executable memory (PR_SET_MDWE)", 0, SYS_prctl, get_mdwe, 0, 0, 0, 0);
+        ask("merges all its memory (PR_SET_MEMORY_MERGE)", 0, SYS_prctl, get_memory_merge, 0, 0, 0, 0);
+        ask("has chosen how it hears of memory errors (PR_MCE_KILL)", PR_MCE_KILL_DEFAULT, SYS_prctl, PR_MCE_KILL_GET, 0, 0, 0, 0);
+        ask("is part of the I/O path (PR_SET_IO_FLUSHER)", 0, SYS_prctl, PR_GET_IO_FLUSHER, 0, 0, 0, 0);
+        ask("has registered for membarrier(2)", 0, SYS_membarrier, membarrier_registrations, 0, 0);
+        ask("has made CPUID fail (ARCH_SET_CPUID)", 1, SYS_arch_prctl, get_cpuid, 0);
+        ask("has segments of its own (modify_ldt)", 0, SYS_modify_ldt, 0, ldt_, 8);
+        ask("", 0, SYS_arch_prctl, get_untag_mask, untag_mask_);
+    }
+    Result<void> judge(pid_t pid) const {
+        for (const Question& question : questions_) {
+            const int64_t result = batch_.result_of(question.call);
+            if (result >= 0 && result != question.usual)
+                return unsupported(fmt::format("pid {} {}", pid, question.what), "this is not carried yet");
         }
-        if (out.empty()) continue;
-        int signal = 0;
-        unsigned long value = 0;
-        if (std::sscanf(line.c_str(), "signal: %d/%lx", &signal, &value) == 2) {
-            out.back().set_signal(static_cast<uint32_t>(signal));
-            out.back().set_value(value);
-        } else if (std::sscanf(line.c_str(), "notify: %31[a-z]/%7[a-z].%d", how, whom, &target) == 3) {
-            const std::string_view name = how;
-            if (name != "signal" && name != "none" && name != "thread")
-                return unsupported(fmt::format("POSIX timer {} of pid {} notifies by \"{}\", which is not known", out.back().id(), pid, name));
-            const bool to_thread = std::string_view(whom) == "tid";
-            out.back().set_notify(name == "none" ? SIGEV_NONE : to_thread ? SIGEV_THREAD_ID : name == "thread" ? SIGEV_THREAD : SIGEV_SIGNAL);
-            out.back().set_thread(to_thread ? target : 0);
-        } else if (std::sscanf(line.c_str(), "ClockID: %d", &clock) == 1) {
-            out.back().set_clock(clock);
-        }
+        const auto mask = batch_.read<uint64_t>(untag_mask_);
+        if (batch_.result_of(questions_.back().call) == 0 && mask != UINT64_MAX)
+            return unsupported(fmt::format("pid {} puts tags into addresses (ARCH_ENABLE_TAGGED_ADDR)", pid), "this is not carried yet");
+        return {};
     }
-    return out;
-}
 
-int64_t nanoseconds(const timespec& time) {
-    return time.tv_sec * second_ns + time.tv_nsec;
-}
+  private:
+    struct Question {
+        const char* what;
+        int64_t usual;
+        Batch::Call call;
+    };
+    template <class... Arguments>
+    void ask(const char* what, int64_t usual, long number, Arguments... arguments) {
+        questions_.push_back({what, usual, batch_.call_may_fail(number, arguments...)});
+    }
 
-// Times are what is left: a timer set for a moment of CLOCK_REALTIME goes on by what was left of it.
-Result<void> collect_timers(Subject& subject, image::Process& out) {
-    std::vector<image::PosixTimer> timers = TRY(list_timers(subject.process->pid));
-    Batch batch;
-    std::vector<Batch::Operand> values;
-    std::vector<Batch::Call> overruns;
-    for (const image::PosixTimer& timer : timers) {
-        values.push_back(batch.out(sizeof(itimerspec)));
-        batch.call(SYS_timer_gettime, timer.id(), values.back());
-        overruns.push_back(batch.call(SYS_timer_getoverrun, timer.id()));
-    }
-    std::array<Batch::Operand, 3> intervals{batch.out(sizeof(itimerval)), batch.out(sizeof(itimerval)), batch.out(sizeof(itimerval))};
-    for (int which = 0; which < 3; ++which) batch.call(SYS_getitimer, which, intervals[static_cast<size_t>(which)]);
-    TRY(subject.remote->run(batch));
-    for (size_t i = 0; i < timers.size(); ++i) {
-        const auto value = batch.read<itimerspec>(values[i]);
-        timers[i].set_remaining_ns(nanoseconds(value.it_value));
-        timers[i].set_interval_ns(nanoseconds(value.it_interval));
-        timers[i].set_overrun(static_cast<uint32_t>(batch.result_of(overruns[i])));
-        *out.add_posix_timers() = timers[i];
-    }
-    for (int which = 0; which < 3; ++which) {
-        const auto value = batch.read<itimerval>(intervals[static_cast<size_t>(which)]);
-        if (value.it_value.tv_sec == 0 && value.it_value.tv_usec == 0) continue;
-        image::IntervalTimer& timer = *out.add_interval_timers();
-        timer.set_which(static_cast<uint32_t>(which));
-        timer.set_value_us(value.it_value.tv_sec * 1'000'000 + value.it_value.tv_usec);
-        timer.set_interval_us(value.it_interval.tv_sec * 1'000'000 + value.it_interval.tv_usec);
-    }
-    return {};
-}
+    Batch& batch_;
+    Batch::Operand untag_mask_;
+    Batch::Operand ldt_;
+    std::vector<Question> questions_;
+};
 
 // prlimit(2) of another uid's task needs CAP_SYS_RESOURCE; the process asks for itself, which needs nothing.
 Result<void> collect_inside(Subject& subject, image::Process& out) {
+    const pid_t pid = subject.process->pid;
     Batch batch;
     std::vector<Batch::Operand> actions;
     collect_actions(batch, actions);
@@ -138,8 +112,9 @@ Result<void> collect_inside(Subject& subject, image::Process& out) {
     const auto personality = batch.call(SYS_personality, 0xffffffffu);
     batch.call(SYS_prctl, PR_GET_CHILD_SUBREAPER, subreaper);
     const auto thp = batch.call(SYS_prctl, PR_GET_THP_DISABLE, 0, 0, 0, 0);
-    const auto mdwe = batch.call_may_fail(SYS_prctl, PR_GET_MDWE, 0, 0, 0, 0);
+    const InsideChecks checks(batch);
     TRY(subject.remote->run(batch));
+    TRY(checks.judge(pid));
     read_actions(batch, actions, out);
     for (int resource = 0; resource < RLIM_NLIMITS; ++resource) {
         const auto value = batch.read<rlimit>(limits[static_cast<size_t>(resource)]);
@@ -152,9 +127,24 @@ Result<void> collect_inside(Subject& subject, image::Process& out) {
     out.set_personality(static_cast<uint64_t>(batch.result_of(personality)));
     out.set_child_subreaper(batch.read<int>(subreaper) != 0);
     out.set_thp_disabled(batch.result_of(thp) != 0);
-    if (batch.result_of(mdwe) > 0)
-        return unsupported(fmt::format("pid {} denies itself writable and executable memory (PR_SET_MDWE)", subject.process->pid),
-                           "this is not carried yet");
+    if (batch.result_of(thp) > 1)  // flags since Linux 6.18
+        return unsupported(fmt::format("pid {} has disabled huge pages with exceptions (PR_SET_THP_DISABLE)", pid), "this is not carried yet");
+    return {};
+}
+
+// What appeared since the survey. What a stopped tree cannot have got (a tracer, say) is not asked again.
+Result<void> check_again(StoppedProcess& process) {
+    Problems problems;
+    const Stat stat = TRY(read_stat(process.pid));
+    TRY(check_process(process.pid, stat, problems));
+    for (const Tracee& task : process.tasks) {
+        if (task.group_stopped())
+            return unsupported(fmt::format("tid {} of pid {} is stopped", task.tid(), process.pid),
+                               "let it go on first: kill -CONT " + std::to_string(process.pid));
+        const Status status = TRY(read_status(process.pid, task.tid()));
+        TRY(check_task(process.pid, task.tid(), status, problems));
+    }
+    if (!problems.empty()) return Failure(problems.front());
     return {};
 }
 
@@ -175,6 +165,7 @@ Result<void> collect_outside(pid_t pid, image::Process& out) {
 Result<image::Process> collect_process(Subject& subject) {
     image::Process out;
     out.set_pid(subject.pid_inside);
+    TRY(check_again(*subject.process));
     TRY(collect_outside(subject.process->pid, out));
     TRY(collect_inside(subject, out));
     TRY(collect_timers(subject, out));
@@ -183,9 +174,10 @@ Result<image::Process> collect_process(Subject& subject) {
 }
 
 Result<void> collect_stopped(StoppedProcess& process, image::Process& out) {
-    for (image::SignalInfo& info : TRY(peek_signals(process.pid, true))) *out.add_shared_pending() = std::move(info);
+    for (image::SignalInfo& info : TRY(peek_signals(process.pid, process.pid, true))) *out.add_shared_pending() = std::move(info);
     for (size_t i = 0; i < process.tasks.size(); ++i)
-        TRY(collect_stopped_task(process.tasks[i], *out.mutable_tasks(static_cast<int>(i))));
+        TRY(collect_stopped_task(process.pid, process.tasks[i], *out.mutable_tasks(static_cast<int>(i))));
+    settle_timers(out, now_ns(CLOCK_MONOTONIC));
     return {};
 }
 

@@ -6,10 +6,10 @@
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <csignal>
-#include <cstring>
 
 #include "common/base/fault.h"
 #include "common/base/file.h"
@@ -22,11 +22,20 @@ namespace {
 
 constexpr int io_priority_who_process = 1;  // ioprio_get(2)
 constexpr uint64_t user_code_segment = 0x33;  // of 64-bit code
+constexpr uint64_t user_data_segment = 0x2b;
+
+// Segments other than the kernel's own for 64-bit code come from set_thread_area(2) or modify_ldt(2).
+bool has_own_segments(const Registers& registers) {
+    const auto flat = [](uint64_t selector) { return selector == 0 || selector == user_data_segment; };
+    return !flat(registers.ds) || !flat(registers.es) || registers.fs != 0 || registers.gs != 0;
+}
 
 Result<void> collect_registers(Tracee& task, image::Task& out) {
     const Registers registers = for_elsewhere(task.at_stop());
     if (task.at_stop().cs != user_code_segment)
         return unsupported(fmt::format("tid {} runs 32-bit code", task.tid()), "only 64-bit programs are carried");
+    if (has_own_segments(registers))
+        return unsupported(fmt::format("tid {} uses segments of its own", task.tid()), "only plain 64-bit programs are carried");
     out.set_registers(&registers, sizeof registers);
     out.set_fs_base(registers.fs_base);
     out.set_gs_base(registers.gs_base);
@@ -56,6 +65,27 @@ Result<void> collect_rseq(const Tracee& task, image::Task& out) {
     return {};
 }
 
+// ptrace(2), Linux 6.4: PR_SET_SYSCALL_USER_DISPATCH. Before, it cannot be seen.
+struct SyscallDispatch {
+    uint64_t mode, selector, offset, size;
+};
+constexpr long get_syscall_dispatch = 0x4211;
+constexpr long io_permissions = 0x201;  // NT_386_IOPERM, of ioperm(2)
+
+// What is refused but only ptrace shows.
+Result<void> check_with_ptrace(const Tracee& task) {
+    SyscallDispatch dispatch{};
+    fault_point("ptrace:dispatch");
+    if (::ptrace(static_cast<__ptrace_request>(get_syscall_dispatch), task.tid(), sizeof dispatch, &dispatch) == 0 && dispatch.mode != 0)
+        return unsupported(fmt::format("tid {} catches its own system calls (PR_SET_SYSCALL_USER_DISPATCH)", task.tid()), "this is not carried yet");
+    std::vector<std::byte> ports(65536 / 8);
+    iovec area{ports.data(), ports.size()};
+    fault_point("ptrace:ioperm");
+    if (::ptrace(PTRACE_GETREGSET, task.tid(), io_permissions, &area) == 0 && area.iov_len != 0)
+        return unsupported(fmt::format("tid {} may use I/O ports (ioperm)", task.tid()), "this is not carried yet");
+    return {};
+}
+
 // What only the task itself can tell.
 Result<void> collect_from_inside(Subject& subject, Tracee& task, image::Task& out, image::Credentials& credentials) {
     Batch batch;
@@ -82,17 +112,18 @@ Result<void> collect_from_inside(Subject& subject, Tracee& task, image::Task& ou
     return {};
 }
 
-void collect_credentials(const Status& status, image::Credentials& out) {
+Result<void> collect_credentials(pid_t tid, const Status& status, image::Credentials& out) {
     const auto uids = status_ids(status, "Uid");
     const auto gids = status_ids(status, "Gid");
-    out.set_uid(static_cast<uint32_t>(uids.at(0)));
-    out.set_euid(static_cast<uint32_t>(uids.at(1)));
-    out.set_suid(static_cast<uint32_t>(uids.at(2)));
-    out.set_fsuid(static_cast<uint32_t>(uids.at(3)));
-    out.set_gid(static_cast<uint32_t>(gids.at(0)));
-    out.set_egid(static_cast<uint32_t>(gids.at(1)));
-    out.set_sgid(static_cast<uint32_t>(gids.at(2)));
-    out.set_fsgid(static_cast<uint32_t>(gids.at(3)));
+    if (uids.size() != 4 || gids.size() != 4) return fail(fmt::format("cannot read the credentials of tid {}", tid));
+    out.set_uid(static_cast<uint32_t>(uids[0]));
+    out.set_euid(static_cast<uint32_t>(uids[1]));
+    out.set_suid(static_cast<uint32_t>(uids[2]));
+    out.set_fsuid(static_cast<uint32_t>(uids[3]));
+    out.set_gid(static_cast<uint32_t>(gids[0]));
+    out.set_egid(static_cast<uint32_t>(gids[1]));
+    out.set_sgid(static_cast<uint32_t>(gids[2]));
+    out.set_fsgid(static_cast<uint32_t>(gids[3]));
     for (const int group : status_ids(status, "Groups")) out.add_groups(static_cast<uint32_t>(group));
     out.set_inheritable(status_hex(status, "CapInh"));
     out.set_permitted(status_hex(status, "CapPrm"));
@@ -100,6 +131,7 @@ void collect_credentials(const Status& status, image::Credentials& out) {
     out.set_bounding(status_hex(status, "CapBnd"));
     out.set_ambient(status_hex(status, "CapAmb"));
     out.set_no_new_privileges(status_value(status, "NoNewPrivs") == "1");
+    return {};
 }
 
 // sched_setattr(2), Linux 3.14.
@@ -116,9 +148,6 @@ Result<void> collect_scheduling(pid_t tid, image::Scheduling& out) {
     SchedulingAttributes attributes{};
     if (::syscall(SYS_sched_getattr, tid, &attributes, sizeof attributes, 0) != 0)
         return fail_errno(fmt::format("cannot read the scheduling of tid {}", tid));
-    constexpr uint32_t deadline_policy = 6;
-    if (attributes.policy == deadline_policy)
-        return unsupported(fmt::format("tid {} is scheduled by SCHED_DEADLINE", tid), "this is not carried yet");
     out.set_policy(attributes.policy);
     out.set_nice(attributes.nice);
     out.set_priority(attributes.priority);
@@ -137,17 +166,29 @@ Result<void> collect_scheduling(pid_t tid, image::Scheduling& out) {
 
 }  // namespace
 
-Result<std::vector<image::SignalInfo>> peek_signals(pid_t tid, bool shared) {
+Result<std::vector<image::SignalInfo>> peek_signals(pid_t pid, pid_t tid, bool shared) {
     std::vector<image::SignalInfo> out;
+    uint64_t undescribed = status_hex(TRY(read_status(pid, tid)), shared ? "ShdPnd" : "SigPnd");
     siginfo_t found[32];
     for (;;) {
         __ptrace_peeksiginfo_args arguments{out.size(), shared ? static_cast<unsigned>(PTRACE_PEEKSIGINFO_SHARED) : 0u, std::size(found)};
         fault_point("ptrace:peeksiginfo");
         const long count = ::ptrace(PTRACE_PEEKSIGINFO, tid, &arguments, found);
         if (count < 0) return fail_errno(fmt::format("cannot read the pending signals of tid {}", tid));
-        for (long i = 0; i < count; ++i) out.emplace_back().set_siginfo(&found[i], sizeof found[i]);
-        if (count < static_cast<long>(std::size(found))) return out;
+        for (long i = 0; i < count; ++i) {
+            out.emplace_back().set_siginfo(&found[i], sizeof found[i]);
+            undescribed &= ~(1ull << (found[i].si_signo - 1));
+        }
+        if (count < static_cast<long>(std::size(found))) break;
     }
+    for (int signal = 1; signal <= 64; ++signal) {
+        if (((undescribed >> (signal - 1)) & 1) == 0) continue;
+        siginfo_t info{};
+        info.si_signo = signal;
+        info.si_code = SI_USER;
+        out.emplace_back().set_siginfo(&info, sizeof info);
+    }
+    return out;
 }
 
 Result<void> run_in_task(Subject& subject, Tracee& task, Batch& batch) {
@@ -155,10 +196,11 @@ Result<void> run_in_task(Subject& subject, Tracee& task, Batch& batch) {
     return subject.remote->run_in(task, batch);
 }
 
-Result<void> collect_stopped_task(Tracee& task, image::Task& out) {
+Result<void> collect_stopped_task(pid_t pid, Tracee& task, image::Task& out) {
+    TRY(check_with_ptrace(task));
     TRY(collect_registers(task, out));
     TRY(collect_rseq(task, out));
-    for (image::SignalInfo& info : TRY(peek_signals(task.tid(), false))) *out.add_pending() = std::move(info);
+    for (image::SignalInfo& info : TRY(peek_signals(pid, task.tid(), false))) *out.add_pending() = std::move(info);
     return {};
 }
 
@@ -168,10 +210,8 @@ Result<image::Task> collect_task(Subject& subject, Tracee& task) {
     out.set_tid(task.tid());
     out.set_name(TRY(read_task_stat(pid, task.tid())).name);
     const Status status = TRY(read_status(pid, task.tid()));
-    if (status_value(status, "Seccomp") != "0")
-        return unsupported(fmt::format("tid {} has a seccomp filter", task.tid()), "seccomp is not carried yet");
     image::Credentials& credentials = *out.mutable_credentials();
-    collect_credentials(status, credentials);
+    TRY(collect_credentials(task.tid(), status, credentials));
     TRY(collect_robust_list(task.tid(), out));
     TRY(collect_from_inside(subject, task, out, credentials));
     TRY(collect_scheduling(task.tid(), *out.mutable_scheduling()));
