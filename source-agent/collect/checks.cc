@@ -66,7 +66,10 @@ Result<void> check_namespaces(pid_t pid, const std::string& name, Problems& prob
 
 // What unshare(2) and setns(2) change for one thread alone.
 Result<void> check_task_namespaces(pid_t pid, pid_t tid, const std::string& name, Problems& problems) {
-    if (TRY(differs(tid, "pid_for_children", tid, "pid")))
+    // Before its first process such a namespace has no link to look at.
+    const auto children = namespace_inode(tid, "pid_for_children");
+    const bool unborn = !children && children.error().error == ENOENT && namespace_inode(tid, "pid");
+    if (unborn || TRY(children) != TRY(namespace_inode(tid, "pid")))
         refuse(problems, name + " has made a PID namespace for its children", "containers are not carried yet");
     if (TRY(differs(tid, "time_for_children", tid, "time")))
         refuse(problems, name + " has made a time namespace for its children", "containers are not carried yet");

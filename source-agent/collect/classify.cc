@@ -17,10 +17,11 @@ namespace {
 
 constexpr std::string_view deleted = " (deleted)";
 
-// VmFlags (proc(5)) that are carried, or that tell nothing that would have to be.
-constexpr std::array<std::string_view, 25> carried_flags{
+// VmFlags (proc(5)) that are carried, or that tell nothing that would have to be. "gu" says that there may be guard pages; the page
+// map says whether there are.
+constexpr std::array<std::string_view, 26> carried_flags{
     "rd", "wr", "ex", "sh", "mr", "mw", "me", "ms", "gd", "lo", "sr", "rr", "dc", "de",
-    "ac", "nr", "ar", "wf", "dd", "sd", "hg", "nh", "mg", "lf", "mm",
+    "ac", "nr", "ar", "wf", "dd", "sd", "hg", "nh", "mg", "lf", "mm", "gu",
 };
 
 struct RefusedFlag {
@@ -77,7 +78,7 @@ std::string MappingClassifier::link_of(const Vma& vma) const {
 }
 
 std::string MappingClassifier::describe(const Vma& vma) const {
-    return fmt::format("mapping {:x}-{:x} {} of pid {}", vma.start, vma.end, printable(vma.path), pid_);
+    return fmt::format("mapping {:x}-{:x} {} of pid {}", vma.start, vma.end, vma.path.empty() ? "(anonymous)" : printable(vma.path), pid_);
 }
 
 Result<MappingClass> MappingClassifier::classify(const Vma& vma) const {

@@ -21,7 +21,6 @@ namespace {
 constexpr int last_signal = 64;
 
 // What the distribution's headers lack.
-constexpr int get_mdwe = 66;                  // prctl(2), Linux 6.3
 constexpr int get_memory_merge = 68;          // prctl(2), Linux 6.4
 constexpr int membarrier_registrations = 512; // membarrier(2), Linux 6.3
 constexpr int get_cpuid = 0x1011;             // arch_prctl(2)
@@ -58,7 +57,6 @@ void read_actions(const Batch& batch, const std::vector<Batch::Operand>& actions
 class InsideChecks {
   public:
     explicit InsideChecks(Batch& batch) : batch_(batch), untag_mask_(batch.out(sizeof(uint64_t))), ldt_(batch.out(8)) {
-        ask("denies itself writable and executable memory (PR_SET_MDWE)", 0, SYS_prctl, get_mdwe, 0, 0, 0, 0);
         ask("merges all its memory (PR_SET_MEMORY_MERGE)", 0, SYS_prctl, get_memory_merge, 0, 0, 0, 0);
         ask("has chosen how it hears of memory errors (PR_MCE_KILL)", PR_MCE_KILL_DEFAULT, SYS_prctl, PR_MCE_KILL_GET, 0, 0, 0, 0);
         ask("is part of the I/O path (PR_SET_IO_FLUSHER)", 0, SYS_prctl, PR_GET_IO_FLUSHER, 0, 0, 0, 0);

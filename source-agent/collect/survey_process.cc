@@ -75,7 +75,7 @@ Result<void> survey_process(pid_t pid, const CollectOptions&, image::Plan& plan,
     // Threads come and go: one that is gone is passed over, one that comes is seen under the freeze.
     for (const pid_t tid : TRY(read_tasks(pid))) {
         const auto surveyed = survey_task(pid, tid, planned, uids, gids, problems);
-        if (!surveyed && surveyed.error().error != ENOENT && surveyed.error().error != ESRCH) return surveyed;
+        if (!surveyed && (read_task_stat(pid, tid) || !read_stat(pid))) return surveyed;
     }
     for (const int level : status_ids(TRY(read_status(pid, pid)), "NSpid")) planned.mutable_pid()->add_id(level);
     planned.mutable_uids()->Add(uids.begin(), uids.end());
