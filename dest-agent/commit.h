@@ -58,8 +58,6 @@ class DestCommit {
     ~DestCommit();
 
     const Cgroup& hold_cgroup() const { return hold_.cgroup(); }
-    // Where the tree lives after commit(): a cgroup of its own, of nobody once the tree has ended.
-    const Cgroup& home_cgroup() const { return hold_.home(); }
     // Moves one skeleton process (all its tasks) into the hold cgroup.
     Result<void> adopt(pid_t pid);
 

@@ -177,7 +177,6 @@ Result<void> Incoming::commit(DestCommit& commit) {
     }
     for (const auto& [name, microseconds] : ledger_.phases()) commit.add_phase(name, microseconds);
     const DestOutcome outcome = TRY(commit.commit(control_, tree));
-    if (options_.on_arrival) options_.on_arrival(commit.home_cgroup());
     spdlog::info("migration {}: pid {} runs here{}", id_, skeletons_.front().layout().pid(),
                  outcome == DestOutcome::done ? "" : "; the source has not confirmed that its copy is gone");
     return {};

@@ -1,12 +1,10 @@
 // migrate_in(): receives a tree. Reads as the list of its phases.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <string>
 
 #include "common/base/result.h"
-#include "common/kernel/cgroup.h"
 #include "common/recovery/journal.h"
 #include "dest-agent/policy.h"
 #include "dest-agent/session.h"
@@ -17,9 +15,6 @@ namespace godwit {
 struct IncomingOptions {
     std::string state_dir = default_state_dir;
     CredentialPolicy policy;
-    // Called on the migration's thread when the tree runs, with the cgroup of its own that it is in: to be removed when it
-    // has ended.
-    std::function<void(const Cgroup& home)> on_arrival;
 };
 
 // Serves one control connection after its HELLO. Returns when the tree runs here, or when nothing of it is left here

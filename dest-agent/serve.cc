@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "common/base/log.h"
+#include "common/recovery/hold_cgroup.h"
 #include "dest-agent/recover.h"
 #include "transport/handshake.h"
 #include "transport/listener.h"
@@ -23,12 +24,7 @@ constexpr size_t most_connections = 64;  // at a time: a peer that has proved no
 
 class Server {
   public:
-    explicit Server(const ServeOptions& options) : options_(options), incoming_(options.incoming) {
-        incoming_.on_arrival = [this](const Cgroup& home) {
-            const std::lock_guard lock(lock_);
-            homes_.push_back(home);
-        };
-    }
+    explicit Server(const ServeOptions& options) : options_(options) {}
     Result<void> run(Listener& listener, int signals);
 
   private:
@@ -45,14 +41,11 @@ class Server {
     Result<void> admit(const Greeting& greeting);
     void attach(Peer& peer, Channel* channel);
     void join_ended();
-    void remove_empty_homes();
     void stop();
 
     const ServeOptions& options_;
-    IncomingOptions incoming_;
     Sessions sessions_;
     std::mutex lock_;
-    std::vector<Cgroup> homes_;  // of trees that came
     std::list<Peer> peers_;
     bool stopping_ = false;
 };
@@ -62,7 +55,8 @@ Result<void> Server::run(Listener& listener, int signals) {
         pollfd events[] = {{listener.fd(), POLLIN, 0}, {signals, POLLIN, 0}};
         if (::poll(events, 2, 1000) < 0 && errno != EINTR) return fail_errno("poll");
         join_ended();
-        remove_empty_homes();
+        // A tree that came here has a cgroup of its own, which nobody else removes when the tree ends.
+        if (const auto removed = remove_ended_trees(); !removed) spdlog::debug("{}", removed.error().what);
         if (events[1].revents != 0) break;
         if (events[0].revents == 0 || peers_.size() >= most_connections) continue;
         auto pending = listener.accept(Deadline::in(milliseconds{0}));
@@ -106,7 +100,7 @@ Result<void> Server::admit(const Greeting& greeting) {
 Result<void> Server::dispatch(const Greeting& greeting, std::unique_ptr<Channel>& channel) {
     switch (greeting.role) {
         case image::ROLE_CONTROL:
-            return migrate_in(*channel, greeting.migration_id, sessions_, incoming_);
+            return migrate_in(*channel, greeting.migration_id, sessions_, options_.incoming);
         case image::ROLE_DATA:
             if (const auto session = sessions_.find(greeting.migration_id))
                 return session->offer(greeting.stream, std::move(channel));
@@ -130,17 +124,6 @@ void Server::join_ended() {
         // An ended thread takes no lock any more.
         if (peer.ended) peer.thread.join();
         return peer.ended;
-    });
-}
-
-// A tree that came here has a cgroup of its own, which nobody else removes when the tree ends.
-void Server::remove_empty_homes() {
-    const std::lock_guard lock(lock_);
-    std::erase_if(homes_, [](const Cgroup& home) {
-        const auto populated = home.populated();
-        if (populated && *populated) return false;
-        if (populated) (void)home.remove(Deadline::in(milliseconds{0}));
-        return true;
     });
 }
 

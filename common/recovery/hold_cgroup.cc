@@ -159,4 +159,16 @@ Result<std::vector<std::string>> remove_stray_cgroups(const std::string& state_d
     return removed;
 }
 
+Result<void> remove_ended_trees() {
+    const std::string top = TRY(Cgroup::top()).path();
+    const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(top.c_str()), ::closedir);
+    while (const dirent* each = dir ? ::readdir(dir.get()) : nullptr) {
+        if (!std::string_view(each->d_name).starts_with(tree_prefix) || migration_of(each->d_name).empty()) continue;
+        const Cgroup cgroup(top + "/" + each->d_name);
+        const auto populated = cgroup.populated();
+        if (populated && !*populated) (void)cgroup.remove(Deadline::in(milliseconds{0}));
+    }
+    return {};
+}
+
 }  // namespace godwit

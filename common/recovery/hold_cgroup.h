@@ -55,5 +55,7 @@ Result<JournalProcess> describe_process(pid_t pid);
 // Removes godwit-* cgroups below the topmost visible one and our own that hold no process and that no journal in
 // `state_dir` names. Returns their paths.
 Result<std::vector<std::string>> remove_stray_cgroups(const std::string& state_dir);
+// Removes the cgroups of trees that came here and have ended: cheap enough to be called every second.
+Result<void> remove_ended_trees();
 
 }  // namespace godwit

@@ -70,9 +70,9 @@ const char* name_of_file_system(uint64_t type) {
 }
 
 Refusal check_file_system(const Seen& one) {
-    // Asked by the path: a duplicate would do as well, but the path is what the destination opens.
+    // Asked of the descriptor: not every file system is mounted where a path would lead to it.
     struct statfs info {};
-    if (::statfs(one.link.c_str(), &info) != 0)
+    if (::statfs(fmt::format("/proc/{}/fd/{}", one.pid, one.fd).c_str(), &info) != 0)
         return refuse(one, fmt::format("cannot look at the file system of {}", printable(one.link)), "is it still mounted?");
     const auto type = static_cast<uint64_t>(static_cast<uint32_t>(info.f_type));
     if (std::find(std::begin(storage), std::end(storage), type) != std::end(storage)) return {};
@@ -93,11 +93,12 @@ Refusal check_file(const Seen& one) {
         return refuse(one, "a secret memory file", "this kind is not carried yet: have the program close it");
     if (one.status.st_nlink == 0)
         return refuse(one, "the file was deleted: " + path, "deleted files are not carried yet: have the program close it");
+    if (auto refusal = check_file_system(one)) return refusal;
     struct stat there {};
     if (::stat(one.link.c_str(), &there) != 0 || there.st_dev != one.status.st_dev || there.st_ino != one.status.st_ino)
         return refuse(one, "the file was replaced or deleted, or is not reached from here: " + path,
                       "have the program open it again; godwit and the program need the same view of files");
-    return check_file_system(one);
+    return {};
 }
 
 void collect_file(const Seen& one, image::Description& out) {
