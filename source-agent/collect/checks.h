@@ -1,8 +1,7 @@
 // What keeps a process or one of its tasks from being carried, as far as it can be seen from outside. The survey asks
 // while it runs; collect_process() asks again under the freeze.
 //
-// What nobody can see, so that it is neither carried nor refused: Landlock domains, keyrings, SysV semaphore adjustments
-// (SEM_UNDO), the audit login uid, speculation controls of the CPU that /proc does not tell, a NUMA memory policy.
+// Neither carried nor refused, mostly since the kernel tells nobody: docs/kernel-requirements.md.
 #pragma once
 
 #include <sys/types.h>

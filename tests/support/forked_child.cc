@@ -38,6 +38,10 @@ ForkedChild::ForkedChild(const std::function<int(Told&)>& act, bool session) {
     ::unlink(name);
 }
 
+bool ForkedChild::not_here() const {
+    return error_ == ENOSYS || error_ == EINVAL || error_ == EOPNOTSUPP || error_ == EPERM || error_ == ENODEV || error_ == ENOSPC;
+}
+
 ForkedChild::~ForkedChild() {
     ::kill(pid_, SIGKILL);
     int status = 0;

@@ -17,15 +17,18 @@ struct Told {
 
 class ForkedChild {
   public:
-    // `act` runs in the child, returning 0 when it is as it should be, else an errno; it may leave threads behind. `session`: setsid() first.
+    // `act` runs in the child and returns 0 when it is as it should be, else an errno; it may leave threads behind.
+    // `session`: setsid() first.
     explicit ForkedChild(const std::function<int(Told&)>& act, bool session = true);
     ~ForkedChild();
     ForkedChild(const ForkedChild&) = delete;
     ForkedChild& operator=(const ForkedChild&) = delete;
 
     pid_t pid() const { return pid_; }
-    // What `act` returned: the kernel here may not let a child do it.
+    // What `act` returned.
     int error() const { return error_; }
+    // It is one by which a kernel says that it lacks something.
+    bool not_here() const;
     uint64_t told(int which) const { return told_->number[which]; }
 
   private:
