@@ -40,7 +40,8 @@ struct MemoryChanges {
     // process touches for the first time counts as written even if it only read it.
     std::vector<ByteRange> written;
     // Pages which had content and have none now (MADV_DONTNEED, MADV_REMOVE, unmapped and mapped anew): they are what a fresh
-    // mapping has there, zeros or the file's page. Of shared mappings only those on tmpfs (a MADV_DONTNEED there loses nothing).
+    // mapping has there, zeros or the file's page. Of shared mappings only those on tmpfs (a MADV_DONTNEED there loses
+    // nothing), and those by wp_async alone.
     std::vector<ByteRange> dropped;
 };
 
@@ -65,9 +66,10 @@ class DirtyTracker {
 
 enum class TrackerBackend { automatic, wp_async, soft_dirty };
 
-// Picks wp_async if this kernel has it, else soft_dirty. Refuses with a Problem that names what the kernel lacks, a process that uses
-// userfaultfd itself, and one which has hardly any mappings left (vm.max_map_count: mappings that grow or
-// come do not merge with tracked ones before the next refresh).
+// Picks wp_async if this kernel has it, else soft_dirty; a Problem names what the kernel lacks. With wp_async start() refuses by name a
+// process that uses
+// userfaultfd itself, and one which has hardly any mappings left (vm.max_map_count): what is mapped beside a tracked
+// mapping does not merge with it before the next collect(), and if it is written before that, never.
 Result<std::unique_ptr<DirtyTracker>> make_tracker(pid_t pid, TrackerBackend backend = TrackerBackend::automatic);
 
 }  // namespace godwit
