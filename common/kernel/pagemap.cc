@@ -70,10 +70,10 @@ Result<Pagemap> Pagemap::open(pid_t pid) {
     return out;
 }
 
-Result<std::vector<PageRegion>> Pagemap::populated(uint64_t start, uint64_t end) const {
+Result<std::vector<PageRegion>> Pagemap::populated(uint64_t start, uint64_t end, bool tell_file) const {
     std::vector<PageRegion> regions;
     const bool known = TRY(scan(fd_.get(), pid_, start, end, page_is_present | page_is_swapped,
-                                page_is_present | page_is_swapped | page_is_file | page_is_pfnzero,
+                                page_is_present | page_is_swapped | page_is_pfnzero | (tell_file ? page_is_file : 0),
                                 [&](const PageRegion& region) { append(regions, region); }));
     if (known) return regions;
     return read_entries(start, end);
@@ -91,6 +91,17 @@ Result<bool> Pagemap::has_guards(uint64_t start, uint64_t end) const {
 
 // Holes do not match, so the kernel makes no page tables for them.
 Result<std::optional<std::vector<PageRegion>>> Pagemap::take_written(uint64_t start, uint64_t end, bool skip_file) const {
+    const uint64_t file = skip_file ? page_is_file : 0;
+    return take(start, end, {file, file, page_is_present | page_is_swapped,
+                             page_is_written | page_is_present | page_is_swapped | page_is_pfnzero});
+}
+
+// Exactly this selection has a loop of its own in the kernel (pagemap_scan_pmd_entry), which takes whatever is not protected.
+Result<std::optional<std::vector<PageRegion>>> Pagemap::take_written_or_missing(uint64_t start, uint64_t end) const {
+    return take(start, end, {0, page_is_written, 0, page_is_written});
+}
+
+Result<std::optional<std::vector<PageRegion>>> Pagemap::take(uint64_t start, uint64_t end, const Selection& selection) const {
     std::vector<PageRegion> regions;
     PageRegion found[1024];
     ScanArgument argument{};
@@ -100,9 +111,10 @@ Result<std::optional<std::vector<PageRegion>>> Pagemap::take_written(uint64_t st
     argument.end = end;
     argument.vec = reinterpret_cast<uint64_t>(found);
     argument.vec_len = std::size(found);
-    argument.category_anyof_mask = page_is_present | page_is_swapped;
-    argument.category_mask = argument.category_inverted = skip_file ? page_is_file : 0;
-    argument.return_mask = page_is_written | page_is_present | page_is_swapped | page_is_pfnzero;
+    argument.category_inverted = selection.inverted;
+    argument.category_mask = selection.all_of;
+    argument.category_anyof_mask = selection.any_of;
+    argument.return_mask = selection.told;
     while (argument.start < end) {
         const int count = ::ioctl(fd_.get(), pagemap_scan, &argument);
         if (count < 0 && errno == EINTR) continue;
@@ -114,13 +126,16 @@ Result<std::optional<std::vector<PageRegion>>> Pagemap::take_written(uint64_t st
     return regions;
 }
 
-Result<bool> Pagemap::can_take_written() const {
-    return scan(fd_.get(), pid_, 0, page_size, page_is_written, page_is_written, [](const PageRegion&) {});
-}
-
 bool Pagemap::alive() const {
     uint64_t entry = 0;
     return ::pread(fd_.get(), &entry, sizeof entry, 0) == sizeof entry;
+}
+
+Result<uint64_t> Pagemap::entry(uint64_t address) const {
+    uint64_t entry = 0;
+    const ssize_t got = ::pread(fd_.get(), &entry, sizeof entry, static_cast<off_t>(address / page_size * sizeof entry));
+    if (got == sizeof entry) return entry;
+    return fail_errno(got < 0 ? errno : ENODATA, fmt::format("cannot read the page map of pid {} at {:#x}", pid_, address));
 }
 
 Result<void> Pagemap::entries(uint64_t start, uint64_t end,

@@ -41,8 +41,8 @@ class Pagemap {
   public:
     static Result<Pagemap> open(pid_t pid);
     // Present or swapped pages in [start, end), ascending, with the categories above except guard. Reads only: page tables that
-    // are not there stay so, whatever the size of the range.
-    Result<std::vector<PageRegion>> populated(uint64_t start, uint64_t end) const;
+    // are not there stay so, whatever the size of the range. To ask for page_is_file costs several times as much as not to.
+    Result<std::vector<PageRegion>> populated(uint64_t start, uint64_t end, bool tell_file = true) const;
     // Whether the kernel has PAGEMAP_SCAN. Without it populated() costs 8 bytes read for each page of the range, there or not, and
     // takes the kernel's page of zeros for content.
     Result<bool> scans() const;
@@ -54,17 +54,26 @@ class Pagemap {
     // WP_ASYNC mode, or is so in part; then part of the answer is lost, and all of the range counts as written.
     // With `skip_file` pages that belong to a file are left out and alone, else page_is_file is not told.
     Result<std::optional<std::vector<PageRegion>>> take_written(uint64_t start, uint64_t end, bool skip_file) const;
-    // Whether take_written() exists.
-    Result<bool> can_take_written() const;
+    // The same several times as fast, for ranges in which nearly all is populated: pages that are written or missing (no category says
+    // which). Missing ones are protected too: the target gets markers for them. A stretch that has no page table at all
+    // is passed over in silence.
+    Result<std::optional<std::vector<PageRegion>>> take_written_or_missing(uint64_t start, uint64_t end) const;
 
     // The entries themselves, in pieces, ascending; `take` gets the address of the first.
     Result<void> entries(uint64_t start, uint64_t end,
                          const std::function<Result<void>(uint64_t, std::span<const uint64_t>)>& take) const;
 
+    // One of them; 0 where nothing is mapped.
+    Result<uint64_t> entry(uint64_t address) const;
+
     // False once the memory that was opened is nobody's: the process exited or executed another program.
     bool alive() const;
 
   private:
+    struct Selection {
+        uint64_t inverted, all_of, any_of, told;
+    };
+    Result<std::optional<std::vector<PageRegion>>> take(uint64_t start, uint64_t end, const Selection& selection) const;
     Result<std::vector<PageRegion>> read_entries(uint64_t start, uint64_t end) const;
     UniqueFd fd_;
     pid_t pid_ = 0;

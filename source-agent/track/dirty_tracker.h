@@ -58,7 +58,7 @@ class DirtyTracker {
     virtual Result<void> start(Remote& remote) = 0;
     // The mappings as they are now (read_maps(); without the executor's if one is resident).
     virtual Result<void> refresh(const std::vector<Vma>& now) = 0;
-    // Reads and resets. Its cost follows the populated pages, not the size of the mappings.
+    // Reads and resets. After a Problem the tracker is of no more use: what it had reset is lost. Its cost follows the populated pages, not the size of the mappings.
     virtual Result<MemoryChanges> collect() = 0;
     // True if the process must be stopped around collect().
     virtual bool needs_stop() const = 0;
@@ -66,10 +66,10 @@ class DirtyTracker {
 
 enum class TrackerBackend { automatic, wp_async, soft_dirty };
 
-// Picks wp_async if this kernel has it, else soft_dirty; a Problem names what the kernel lacks. With wp_async start() refuses by name a
-// process that uses
-// userfaultfd itself, and one which has hardly any mappings left (vm.max_map_count): what is mapped beside a tracked
-// mapping does not merge with it before the next collect(), and if it is written before that, never.
+// Picks wp_async if this kernel has it, else soft_dirty; a Problem names what the kernel lacks.
+// With wp_async start() refuses by name a process that uses userfaultfd itself, and start() and refresh() one that has hardly any
+// mappings left (vm.max_map_count): what is mapped beside a tracked mapping does not merge with it before the next
+// collect(), and if it is written before that, never.
 Result<std::unique_ptr<DirtyTracker>> make_tracker(pid_t pid, TrackerBackend backend = TrackerBackend::automatic);
 
 }  // namespace godwit

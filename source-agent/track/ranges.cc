@@ -38,6 +38,10 @@ Ranges subtract(const Ranges& set, const Ranges& without) {
     return out;
 }
 
+Ranges intersect(const Ranges& a, const Ranges& b) {
+    return subtract(a, subtract(a, b));
+}
+
 Ranges unite(const Ranges& a, const Ranges& b) {
     Ranges sorted(a.size() + b.size());
     std::merge(a.begin(), a.end(), b.begin(), b.end(), sorted.begin(),

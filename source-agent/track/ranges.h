@@ -15,6 +15,7 @@ void append(Ranges& to, const Ranges& next);
 // The part of `set` inside [start, end).
 Ranges clip(const Ranges& set, uint64_t start, uint64_t end);
 Ranges subtract(const Ranges& set, const Ranges& without);
+Ranges intersect(const Ranges& a, const Ranges& b);
 Ranges unite(const Ranges& a, const Ranges& b);
 
 }  // namespace godwit

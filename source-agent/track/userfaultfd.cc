@@ -49,7 +49,7 @@ std::optional<Problem> Userfaultfd::missing() {
                                      "Linux 6.7 brought it (CONFIG_PTE_MARKER_UFFD_WP)").value());
     const auto pagemap = Pagemap::open(::getpid());
     if (!pagemap) return pagemap.error();
-    const auto scans = pagemap->can_take_written();
+    const auto scans = pagemap->scans();
     if (!scans) return scans.error();
     if (!*scans) return std::move(unsupported("this kernel has no PAGEMAP_SCAN", "Linux 6.7 brought it (CONFIG_PROC_PAGE_MONITOR)").value());
     return std::nullopt;

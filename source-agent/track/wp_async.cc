@@ -16,9 +16,30 @@ namespace godwit {
 namespace {
 
 constexpr uint64_t page_size = 4096;
+constexpr uint64_t block_size = 512 * page_size;  // what one page table maps
+
+// Blocks that are content throughout.
+Ranges full_blocks(const Ranges& content) {
+    Ranges out;
+    for (const ByteRange& range : content) append(out, {(range.start + block_size - 1) / block_size * block_size, range.end / block_size * block_size});
+    return out;
+}
 
 bool skips_file_pages(const Vma& vma) {
     return !vma.shared && vma.inode != 0;
+}
+
+// To look at some pages too many costs less than another call.
+Ranges joined(const Ranges& ranges) {
+    constexpr uint64_t worth_a_call = 128 * page_size;
+    Ranges out;
+    for (const ByteRange& range : ranges) {
+        if (!out.empty() && range.start - out.back().end <= worth_a_call)
+            out.back().end = range.end;
+        else
+            out.push_back(range);
+    }
+    return out;
 }
 
 // The addresses in `among` where the object mapped by `vma` holds data (lseek(2), SEEK_DATA; tmpfs knows since Linux 3.1).
@@ -92,14 +113,16 @@ Result<MemoryChanges> WpAsyncTracker::collect() {
 }
 
 Result<WpAsyncTracker::Scan> WpAsyncTracker::scan(const Vma& vma, const Ranges& before) const {
-    const auto regions = TRY(pagemap_.take_written(vma.start, vma.end, skips_file_pages(vma)));
-    if (!regions) return scan_new(vma, before);
+    // In file and shared mappings a page that goes leaves a marker, which the fast scan takes for a protected page.
+    const Ranges full = !vma.shared && vma.inode == 0 ? full_blocks(before) : Ranges{};
     Scan out;
-    for (const PageRegion& region : *regions) {
-        const Ranges content = TRY(content_of(region, vma.shared));
-        append(out.content, content);
-        if ((region.categories & page_is_written) != 0) append(out.written, content);
+    uint64_t at = vma.start;
+    for (const ByteRange& blocks : full) {
+        const bool registered = TRY(scan_part(vma, {at, blocks.start}, out)) && TRY(scan_full_blocks(blocks, out));
+        if (!registered) return scan_new(vma, before);
+        at = blocks.end;
     }
+    if (!TRY(scan_part(vma, {at, vma.end}, out))) return scan_new(vma, before);
     const Ranges left = vma.shared ? subtract(before, out.content) : Ranges{};
     if (left.empty()) return out;
     // What left the page tables may still be in the object; only tmpfs can tell that it is not.
@@ -109,11 +132,51 @@ Result<WpAsyncTracker::Scan> WpAsyncTracker::scan(const Vma& vma, const Ranges& 
     return out;
 }
 
+Result<bool> WpAsyncTracker::scan_part(const Vma& vma, ByteRange part, Scan& out) const {
+    if (part.start == part.end) return true;
+    const auto regions = TRY(pagemap_.take_written(part.start, part.end, skips_file_pages(vma)));
+    if (!regions) return false;
+    for (const PageRegion& region : *regions) {
+        const Ranges content = TRY(content_of(region, vma.shared));
+        append(out.content, content);
+        if ((region.categories & page_is_written) != 0) append(out.written, content);
+    }
+    return true;
+}
+
+// All of it had content. What the scan does not tell of is still so, unless a whole page table went. A page that comes
+// or goes after the scan is unprotected or missing, and told by the next.
+Result<bool> WpAsyncTracker::scan_full_blocks(ByteRange blocks, Scan& out) const {
+    const auto regions = TRY(pagemap_.take_written_or_missing(blocks.start, blocks.end));
+    if (!regions) return false;
+    Ranges taken;
+    for (const PageRegion& region : *regions) append(taken, {region.start, region.end});
+    const Ranges doubtful = unite(taken, TRY(without_page_table(blocks)));
+    Ranges content;
+    for (const ByteRange& range : joined(doubtful))
+        for (const PageRegion& region : TRY(pagemap_.populated(range.start, range.end, false))) append(content, TRY(content_of(region, false)));
+    append(out.content, unite(subtract({blocks}, doubtful), content));
+    append(out.written, intersect(content, taken));
+    return true;
+}
+
+// Blocks whose first page is missing: among them all that have no page table.
+Result<Ranges> WpAsyncTracker::without_page_table(ByteRange blocks) const {
+    Ranges out;
+    for (uint64_t at = blocks.start; at < blocks.end; at += block_size)
+        if ((TRY(pagemap_.entry(at)) & (entry_is_present | entry_is_swapped)) == 0) append(out, {at, at + block_size});
+    return out;
+}
+
 // The mapping may have gone or changed once more since the list was read, or be of a kind that cannot be registered (MAP_DROPPABLE).
 // Then what is populated is told, and it is not registered: the next collect() finds it new again.
 Result<WpAsyncTracker::Scan> WpAsyncTracker::scan_new(const Vma& vma, const Ranges& before) const {
     const auto registered = TRY(userfaultfd_->add(vma.start, vma.end));
-    if (registered == Userfaultfd::Registered::never_write) return Scan{before, {}};
+    if (registered == Userfaultfd::Registered::never_write) {
+        // Where the list is older than the mappings, part of it may be registered, and what the scan took of that is lost.
+        const bool in_part = TRY(pagemap_.take_written(vma.start, vma.start + page_size, false)).has_value();
+        return in_part ? scan_populated(vma) : Scan{before, {}};
+    }
     UniqueFd object;
     if (vma.shared) {
         object = TRY(open_object(vma));

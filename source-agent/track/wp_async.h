@@ -28,8 +28,12 @@ class WpAsyncTracker final : public DirtyTracker {
         Ranges written;
     };
     Result<Scan> scan(const Vma& vma, const Ranges& before) const;
+    // Parts of a mapping; false if it is not registered.
+    Result<bool> scan_part(const Vma& vma, ByteRange part, Scan& out) const;
+    Result<bool> scan_full_blocks(ByteRange blocks, Scan& out) const;
     Result<Scan> scan_new(const Vma& vma, const Ranges& before) const;
     Result<Scan> scan_populated(const Vma& vma) const;
+    Result<Ranges> without_page_table(ByteRange blocks) const;
     Result<Ranges> content_of(const PageRegion& region, bool shared) const;
     // The object behind a shared mapping; no descriptor if the mapping is not (or no longer) exactly this.
     Result<UniqueFd> open_object(const Vma& vma) const;

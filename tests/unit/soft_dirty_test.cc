@@ -105,6 +105,11 @@ TEST(PageSets, SubtractLeavesWhatTheOtherHasNot) {
     EXPECT_EQ(subtract({{10, 20}, {20, 40}}, {{0, 15}, {35, 50}}), (Ranges{{15, 35}}));
 }
 
+TEST(PageSets, IntersectLeavesWhatBothHave) {
+    EXPECT_EQ(intersect({{0, 10}, {20, 40}}, {{5, 25}, {30, 50}}), (Ranges{{5, 10}, {20, 25}, {30, 40}}));
+    EXPECT_EQ(intersect({{0, 10}}, {{10, 20}}), Ranges{});
+}
+
 TEST(PageSets, UniteMerges) {
     EXPECT_EQ(unite({{0, 10}, {30, 40}}, {{5, 20}, {20, 30}, {50, 60}}), (Ranges{{0, 40}, {50, 60}}));
     EXPECT_EQ(unite({}, {{1, 2}}), (Ranges{{1, 2}}));
