@@ -48,6 +48,11 @@ constexpr int pr_set_vma_anon_name = 0;
 // prctl(2), Linux 6.15: timer_create() takes the wanted id from where it will store it.
 constexpr int pr_timer_create_restore_ids = 77;
 
+// userfaultfd(2): write protection that the kernel lifts by itself and PAGEMAP_SCAN reads, Linux 6.7. It brings
+// UNPOPULATED (6.4): markers stand for pages that are not there.
+constexpr uint64_t UFFD_FEATURE_WP_UNPOPULATED_ = 1u << 13;
+constexpr uint64_t UFFD_FEATURE_WP_ASYNC_ = 1u << 15;
+
 // unix(7): most descriptors in one SCM_RIGHTS message.
 constexpr unsigned most_descriptors_in_message = 253;
 

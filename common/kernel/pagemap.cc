@@ -28,11 +28,8 @@ struct ScanArgument {
     uint64_t return_mask;
 };
 constexpr unsigned long pagemap_scan = _IOWR('f', 16, ScanArgument);
-
-// Bits of a pagemap entry.
-constexpr uint64_t entry_present = 1ull << 63;
-constexpr uint64_t entry_swapped = 1ull << 62;
-constexpr uint64_t entry_file = 1ull << 61;
+constexpr uint64_t scan_protects_matching = 1;     // PM_SCAN_WP_MATCHING
+constexpr uint64_t scan_fails_if_unregistered = 2;  // PM_SCAN_CHECK_WPASYNC: else such ranges are passed over in silence
 
 void append(std::vector<PageRegion>& regions, const PageRegion& next) {
     if (!regions.empty() && regions.back().end == next.start && regions.back().categories == next.categories)
@@ -73,10 +70,10 @@ Result<Pagemap> Pagemap::open(pid_t pid) {
     return out;
 }
 
-Result<std::vector<PageRegion>> Pagemap::populated(uint64_t start, uint64_t end) const {
+Result<std::vector<PageRegion>> Pagemap::populated(uint64_t start, uint64_t end, bool tell_file) const {
     std::vector<PageRegion> regions;
     const bool known = TRY(scan(fd_.get(), pid_, start, end, page_is_present | page_is_swapped,
-                                page_is_present | page_is_swapped | page_is_file | page_is_pfnzero,
+                                page_is_present | page_is_swapped | page_is_pfnzero | (tell_file ? page_is_file : 0),
                                 [&](const PageRegion& region) { append(regions, region); }));
     if (known) return regions;
     return read_entries(start, end);
@@ -92,23 +89,82 @@ Result<bool> Pagemap::has_guards(uint64_t start, uint64_t end) const {
     return found;
 }
 
-Result<std::vector<PageRegion>> Pagemap::read_entries(uint64_t start, uint64_t end) const {
+// Holes do not match, so the kernel makes no page tables for them.
+Result<std::optional<std::vector<PageRegion>>> Pagemap::take_written(uint64_t start, uint64_t end, bool skip_file) const {
+    const uint64_t file = skip_file ? page_is_file : 0;
+    return take(start, end, {file, file, page_is_present | page_is_swapped,
+                             page_is_written | page_is_present | page_is_swapped | page_is_pfnzero});
+}
+
+// Exactly this selection has a loop of its own in the kernel (pagemap_scan_pmd_entry), which takes whatever is not protected.
+Result<std::optional<std::vector<PageRegion>>> Pagemap::take_written_or_missing(uint64_t start, uint64_t end) const {
+    return take(start, end, {0, page_is_written, 0, page_is_written});
+}
+
+Result<std::optional<std::vector<PageRegion>>> Pagemap::take(uint64_t start, uint64_t end, const Selection& selection) const {
     std::vector<PageRegion> regions;
-    std::vector<uint64_t> entries(65536);
+    PageRegion found[1024];
+    ScanArgument argument{};
+    argument.size = sizeof argument;
+    argument.flags = scan_protects_matching | scan_fails_if_unregistered;
+    argument.start = start;
+    argument.end = end;
+    argument.vec = reinterpret_cast<uint64_t>(found);
+    argument.vec_len = std::size(found);
+    argument.category_inverted = selection.inverted;
+    argument.category_mask = selection.all_of;
+    argument.category_anyof_mask = selection.any_of;
+    argument.return_mask = selection.told;
+    while (argument.start < end) {
+        const int count = ::ioctl(fd_.get(), pagemap_scan, &argument);
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0 && errno == EPERM) return std::nullopt;
+        if (count < 0) return fail_errno(fmt::format("cannot scan and protect the pages of pid {} at {:#x}", pid_, argument.start));
+        for (int i = 0; i < count; ++i) append(regions, found[i]);
+        argument.start = argument.walk_end;
+    }
+    return regions;
+}
+
+bool Pagemap::alive() const {
+    uint64_t entry = 0;
+    return ::pread(fd_.get(), &entry, sizeof entry, 0) == sizeof entry;
+}
+
+Result<uint64_t> Pagemap::entry(uint64_t address) const {
+    uint64_t entry = 0;
+    const ssize_t got = ::pread(fd_.get(), &entry, sizeof entry, static_cast<off_t>(address / page_size * sizeof entry));
+    if (got == sizeof entry) return entry;
+    return fail_errno(got < 0 ? errno : ENODATA, fmt::format("cannot read the page map of pid {} at {:#x}", pid_, address));
+}
+
+Result<void> Pagemap::entries(uint64_t start, uint64_t end,
+                              const std::function<Result<void>(uint64_t, std::span<const uint64_t>)>& take) const {
+    std::vector<uint64_t> entries(std::min<uint64_t>(65536, (end - start) / page_size));
     for (uint64_t at = start; at < end;) {
         const uint64_t count = std::min<uint64_t>(entries.size(), (end - at) / page_size);
         const ssize_t got = ::pread(fd_.get(), entries.data(), count * sizeof(uint64_t), static_cast<off_t>(at / page_size * sizeof(uint64_t)));
         if (got < 0 && errno == EINTR) continue;
         if (got <= 0) return fail_errno(got == 0 ? ENODATA : errno, fmt::format("cannot read the page map of pid {} at {:#x}", pid_, at));
-        for (size_t i = 0; i < static_cast<size_t>(got) / sizeof(uint64_t); ++i, at += page_size) {
-            const uint64_t entry = entries[i];
-            if ((entry & (entry_present | entry_swapped)) == 0) continue;
-            const uint64_t categories = ((entry & entry_present) != 0 ? page_is_present : 0) |
-                                        ((entry & entry_swapped) != 0 ? page_is_swapped : 0) |
-                                        ((entry & entry_file) != 0 ? page_is_file : 0);
-            append(regions, {at, at + page_size, categories});
-        }
+        const size_t whole = static_cast<size_t>(got) / sizeof(uint64_t);
+        TRY(take(at, std::span(entries).first(whole)));
+        at += whole * page_size;
     }
+    return {};
+}
+
+Result<std::vector<PageRegion>> Pagemap::read_entries(uint64_t start, uint64_t end) const {
+    std::vector<PageRegion> regions;
+    TRY(entries(start, end, [&](uint64_t at, std::span<const uint64_t> some) -> Result<void> {
+        for (const uint64_t entry : some) {
+            const uint64_t categories = ((entry & entry_is_present) != 0 ? page_is_present : 0) |
+                                        ((entry & entry_is_swapped) != 0 ? page_is_swapped : 0) |
+                                        ((entry & entry_is_file) != 0 ? page_is_file : 0);
+            if ((entry & (entry_is_present | entry_is_swapped)) != 0) append(regions, {at, at + page_size, categories});
+            at += page_size;
+        }
+        return {};
+    }));
     return regions;
 }
 
