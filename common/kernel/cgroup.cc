@@ -220,6 +220,13 @@ Result<bool> Cgroup::freeze_asked() const { return TRY(read_file(path_ + "/cgrou
 Result<void> Cgroup::thaw() const { return write_once(path_ + "/cgroup.freeze", "0"); }
 
 Result<void> Cgroup::kill(Deadline deadline) const {
+    const auto killed = kill_all(deadline);
+    // Whoever found it empty may have removed it meanwhile.
+    if (!killed && !exists()) return {};
+    return killed;
+}
+
+Result<void> Cgroup::kill_all(Deadline deadline) const {
     if (::access((path_ + "/cgroup.kill").c_str(), F_OK) == 0) {
         TRY(write_once(path_ + "/cgroup.kill", "1"));
     } else {

@@ -51,6 +51,7 @@ class Cgroup {
     Result<void> remove(Deadline deadline) const;
 
   private:
+    Result<void> kill_all(Deadline deadline) const;
     std::string path_;
 };
 

@@ -103,7 +103,7 @@ TEST(RemoteKill, AtEveryOperationTheVictimRunsOnUnharmed) {
 #endif
 
 TEST(RemoteKill, AtAnyTimeTheVictimRunsOnUnharmed) {
-    if (std::getenv("GODWIT_SLOW") == nullptr) GTEST_SKIP() << "long: set GODWIT_SLOW=1";
+    if (std::getenv("GODWIT_SLOW") == nullptr) GTEST_SKIP() << "slow: set GODWIT_SLOW=1";
     WatchedVictim victim("registers");
     const std::string before = victim.maps();
     std::mt19937 random(std::random_device{}());
