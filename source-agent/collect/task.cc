@@ -9,6 +9,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <bit>
 #include <csignal>
 
 #include "common/base/fault.h"
@@ -155,7 +156,10 @@ Result<void> collect_scheduling(pid_t tid, image::Scheduling& out) {
     char cpus[1024];
     const long size = ::syscall(SYS_sched_getaffinity, tid, sizeof cpus, cpus);
     if (size < 0) return fail_errno(fmt::format("cannot read the CPU affinity of tid {}", tid));
-    out.set_affinity(cpus, static_cast<size_t>(size));
+    // A task that may use every CPU of this host is not bound to them: another host has others.
+    long allowed = 0;
+    for (long i = 0; i < size; ++i) allowed += std::popcount(static_cast<unsigned char>(cpus[i]));
+    if (allowed < ::sysconf(_SC_NPROCESSORS_ONLN)) out.set_affinity(cpus, static_cast<size_t>(size));
     const long priority = ::syscall(SYS_ioprio_get, io_priority_who_process, tid);
     if (priority < 0) return fail_errno(fmt::format("cannot read the I/O priority of tid {}", tid));
     out.set_io_priority(static_cast<uint32_t>(priority));
