@@ -39,15 +39,18 @@ def redis_moves(pair, megabytes, moves):
     ways = [lambda host=host: host.connect(6379) for host in pair.hosts]
     wait_for_server(lambda: server.connect(6379))
     keys = fill(lambda: server.connect(6379), megabytes << 20)
+    times = []
     before = digest(lambda: server.connect(6379), keys)
     with WriteLoad(ways) as load:
         for _ in range(moves):
             load.wait_for_writes(500)
-            server.move("--tcp-close")
+            times.append(server.move("--tcp-close").report["downtime_ms"])
             load.wait_for_writes(500)
     assert load.problem is None and load.reconnects >= moves + 1
     assert load.verify(lambda: server.connect(6379)) >= 1000 * moves
     assert digest(lambda: server.connect(6379), keys) == before, "the static half changed"
+    times.sort()
+    print(f"{megabytes} MiB, {moves} moves: downtime {times[0]:.0f} to {times[-1]:.0f} ms, median {times[moves // 2]:.0f} ms")
 
 
 @pytest.mark.smoke
@@ -56,16 +59,14 @@ def test_redis_under_load_loses_no_acknowledged_write(pair):
     redis_moves(pair, 100, 2)
 
 
-@pytest.mark.slow
-@pytest.mark.limit(600)
-def test_redis_with_one_gigabyte(pair):
-    redis_moves(pair, 1024, 2)
+# Fifty times there and back.
+often = pytest.param(100, id="fifty-times", marks=[pytest.mark.slow, pytest.mark.limit(1800)])
+MOVES = [pytest.param(2, id="once"), often]
 
 
-@pytest.mark.slow
-@pytest.mark.limit(1800)
-def test_redis_moves_fifty_times(pair):
-    redis_moves(pair, 32, 50)
+@pytest.mark.parametrize("moves", [often])
+def test_redis_with_one_gigabyte(pair, moves):
+    redis_moves(pair, 1024, moves)
 
 
 def memcached(sock, text):
@@ -80,14 +81,15 @@ def memcached(sock, text):
     return answer
 
 
-def test_memcached_keeps_every_item(pair):
+@pytest.mark.parametrize("moves", MOVES)
+def test_memcached_keeps_every_item(pair, moves):
     server = Program(pair, ["/usr/bin/memcached", "-u", "nobody", "-l", "0.0.0.0", "-p", "11211", "-U", "0", "-m", "128", "-t", "4"], "memcached")
     wait_until(lambda: _answers(server, 11211), 20, "memcached answers")
     values = {f"key{n}": hashlib.sha256(b"%d" % n).hexdigest().encode() * 64 for n in range(2000)}
     with server.connect(11211) as client:
         for key, value in values.items():
             assert memcached(client, b"set %s 0 0 %d\r\n%s\r\n" % (key.encode(), len(value), value)) == b"STORED\r\n"
-    for _ in range(2):
+    for _ in range(moves):
         server.move("--tcp-close")
         with server.connect(11211) as client:
             for key, value in values.items():
@@ -114,7 +116,8 @@ def _get(server, port, name):
     return body
 
 
-def test_python_http_server_serves_on(pair):
+@pytest.mark.parametrize("moves", MOVES)
+def test_python_http_server_serves_on(pair, moves):
     folder = pair.shared / "www"
     folder.mkdir()
     (folder / "page").write_bytes(b"content " * 10000)
@@ -122,7 +125,7 @@ def test_python_http_server_serves_on(pair):
                      environment={"PYTHONDONTWRITEBYTECODE": "1"})
     wait_until(lambda: _answers(server, 8000), 20, "http.server answers")
     assert _get(server, 8000, "page") == b"content " * 10000
-    for _ in range(2):
+    for _ in range(moves):
         server.move("--tcp-close")
         for _ in range(3):  # each is a new thread of the server
             assert _get(server, 8000, "page") == b"content " * 10000
