@@ -295,8 +295,8 @@ class Pair:
 
 
 def cgroups_of(host):
-    """Cgroups below the host's own."""
-    return sorted(str(p.relative_to(host.cgroup)) for p in host.cgroup.rglob("*") if p.is_dir())
+    """Cgroups below the host's own. Agents remove some meanwhile: os.walk passes over what is gone."""
+    return sorted(os.path.relpath(os.path.join(folder, name), host.cgroup) for folder, names, _ in os.walk(host.cgroup) for name in names)
 
 
 def describe(host, known):
