@@ -24,13 +24,6 @@ constexpr milliseconds freeze_limit{30'000};  // all tasks of the tree are stopp
 constexpr milliseconds round_limit{300'000};  // the last pages are written, after they were all sent
 constexpr milliseconds abort_limit{2'000};
 
-PeerAddress journal_address(const MigrateOptions& options) {
-    const char* security = options.security.kind == Security::Kind::tls        ? "tls"
-                           : options.security.kind == Security::Kind::insecure ? "insecure"
-                                                                               : "unix";
-    return {options.to.text(), security, options.security.keys_dir};
-}
-
 // The connections of one migration. Shut down together, from any thread.
 class Connections {
   public:
@@ -171,7 +164,7 @@ Result<void> Migration::freeze_copy_commit() {
     SourceCommitOptions commit_options;
     commit_options.state_dir = options_.state_dir;
     commit_options.migration_id = id_;
-    commit_options.peer = journal_address(options_);
+    commit_options.peer = peer_address(options_.to, options_.security);
     commit_options.peer_state_id = peer_state_id_;
     commit_options.dial = dial_peer;
     SourceCommit guard = TRY(SourceCommit::prepare(std::move(commit_options), tree_.pids));

@@ -30,10 +30,7 @@ Result<SourceRecoverOptions> source_options(const Options& options) {
     out.word = *word;
     if (!options.to.empty()) {
         const Endpoint endpoint = TRY(make_endpoint(options.to, options.security));
-        out.peer.address = endpoint.address.text();
-        out.peer.security = endpoint.security.kind == Security::Kind::tls        ? "tls"
-                            : endpoint.security.kind == Security::Kind::insecure ? "insecure"
-                                                                                 : "unix";
+        out.peer = peer_address(endpoint.address, endpoint.security);
     }
     out.peer.keys_dir = options.security.keys_dir;
     out.dial = dial_peer;
