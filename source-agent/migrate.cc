@@ -213,8 +213,11 @@ Result<void> Migration::send_memory(Subject& subject) {
     PageSender sender(subject.process->pid, static_cast<uint32_t>(layout.pid()), links_.data());
     TRY(sender.send(layout, ranges));
     const SentPages& sent = sender.sent();
-    report().rounds.push_back({0, sent.pages, sent.zero_pages, sent.bytes,
-                               std::chrono::duration<double, std::milli>(Clock::now() - begun).count()});
+    RoundReport round;
+    round.frozen = true;
+    round.pages = sent.pages, round.zero_pages = sent.zero_pages, round.bytes = sent.bytes;
+    round.milliseconds = std::chrono::duration<double, std::milli>(Clock::now() - begun).count();
+    report().rounds.push_back(round);
     return {};
 }
 

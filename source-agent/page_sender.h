@@ -11,15 +11,10 @@
 #include "common/image/process.pb.h"
 #include "common/remote/remote.h"
 #include "source-agent/collect/collect.h"
+#include "source-agent/page_streams.h"
 #include "transport/channel.h"
 
 namespace godwit {
-
-struct SentPages {
-    uint64_t pages = 0;       // whose content went over the wire
-    uint64_t zero_pages = 0;  // found to be zero where the destination has zeros anyway
-    uint64_t bytes = 0;       // of content
-};
 
 class PageSender {
   public:

@@ -26,7 +26,10 @@ constexpr Rule rules[] = {
     {image::ROLE_CONTROL, Phase::round_reply, D, FrameType::round_reply, Phase::next_round},
     {image::ROLE_CONTROL, Phase::next_round, S, FrameType::layout, Phase::next_round},
     {image::ROLE_CONTROL, Phase::next_round, S, FrameType::round_end, Phase::round_reply},
+    {image::ROLE_CONTROL, Phase::layout, S, FrameType::last_round_end, Phase::state_begin},
+    {image::ROLE_CONTROL, Phase::next_round, S, FrameType::last_round_end, Phase::state_begin},
     {image::ROLE_CONTROL, Phase::next_round, S, FrameType::process, Phase::state},
+    {image::ROLE_CONTROL, Phase::state_begin, S, FrameType::process, Phase::state},
     {image::ROLE_CONTROL, Phase::state, S, FrameType::process, Phase::state},
     {image::ROLE_CONTROL, Phase::state, S, FrameType::files, Phase::state_end},
     {image::ROLE_CONTROL, Phase::state_end, S, FrameType::state_end, Phase::ready},
@@ -37,6 +40,7 @@ constexpr Rule rules[] = {
     {image::ROLE_CONTROL, Phase::done_reply, D, FrameType::done_reply, Phase::over},
 
     {image::ROLE_DATA, Phase::hello_reply, D, FrameType::hello_reply, Phase::pages},
+    {image::ROLE_DATA, Phase::pages, S, FrameType::round_begin, Phase::pages},
     {image::ROLE_DATA, Phase::pages, S, FrameType::pages, Phase::pages},
 
     {image::ROLE_RECOVER, Phase::hello_reply, D, FrameType::hello_reply, Phase::recover},
@@ -84,6 +88,8 @@ std::string_view name_of(Phase phase) {
             return "round_reply";
         case Phase::next_round:
             return "next_round";
+        case Phase::state_begin:
+            return "state_begin";
         case Phase::state:
             return "state";
         case Phase::state_end:

@@ -22,8 +22,9 @@ enum class Phase {
     plan_reply,
     layout,  // LAYOUT* and the first ROUND_END
     round_reply,
-    next_round,  // LAYOUT*, another ROUND_END, or the first PROCESS
-    state,       // PROCESS* or FILES
+    next_round,   // LAYOUT*, another ROUND_END or the LAST_ROUND_END
+    state_begin,  // the first PROCESS
+    state,        // PROCESS* or FILES
     state_end,
     ready,
     go,

@@ -44,6 +44,10 @@ std::string_view name_of(FrameType type) {
             return "recover_reply";
         case FrameType::keep_alive:
             return "keep_alive";
+        case FrameType::round_begin:
+            return "round_begin";
+        case FrameType::last_round_end:
+            return "last_round_end";
     }
     return "unknown";
 }

@@ -4,8 +4,10 @@
 //
 //   S HELLO         D HELLO_REPLY
 //   S PLAN          D PLAN_REPLY          (D checks, reserves PIDs; nothing at S was touched before)
-//   S LAYOUT*       (one per process; again when mappings changed)
-//   P PAGES*        S ROUND_END  D ROUND_REPLY   (per round; in mode stop there is one round)
+//   S LAYOUT*       (one per process, per round)
+//   P ROUND_BEGIN  P PAGES*   S ROUND_END  D ROUND_REPLY   (per round of the running tree; none in mode stop)
+//   S LAYOUT*       (of the frozen tree)
+//   P ROUND_BEGIN  P PAGES*   S LAST_ROUND_END             (no answer: READY implies it)
 //   S PROCESS*  S FILES  S STATE_END
 //   D READY         (restored, stopped, flushed)
 //   S GO            (journal COMMITTED was fsynced, tree frozen in the hold cgroup)
@@ -44,6 +46,8 @@ enum class FrameType : uint16_t {
     recover_query = 18,
     recover_reply = 19,
     keep_alive = 20,
+    round_begin = 21,     // data connections only
+    last_round_end = 22,  // RoundEnd of the frozen tree's round: nobody waits for an answer
 };
 
 // "hello_reply" and so on; "unknown" for a number that is no frame type.
