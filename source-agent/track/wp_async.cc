@@ -96,7 +96,8 @@ Result<MemoryChanges> WpAsyncTracker::collect() {
     Ranges content;
     for (const Vma& vma : mappings_) {
         const Ranges before = clip(content_, vma.start, vma.end);
-        Scan found = TRY(scan(vma, before));
+        // The first time nothing is ours: what looks registered is so with another userfaultfd.
+        Scan found = TRY(first_ ? scan_new(vma, before) : scan(vma, before));
         append(changes.dropped, subtract(before, found.content));
         // Content that the caller has not, whatever the reason, is new to it.
         append(changes.written, unite(found.written, subtract(found.content, before)));
@@ -105,6 +106,7 @@ Result<MemoryChanges> WpAsyncTracker::collect() {
     // Pages of a process that ended meanwhile look dropped.
     TRY(check_alive());
     content_ = std::move(content);
+    first_ = false;
     return changes;
 }
 

@@ -45,6 +45,7 @@ class WpAsyncTracker final : public DirtyTracker {
     Pagemap pagemap_;
     std::vector<Vma> mappings_;
     Ranges content_;  // as of the last collect()
+    bool first_ = true;
 };
 
 }  // namespace godwit
