@@ -8,6 +8,7 @@
 #include "source-agent/migrate.h"
 #include "tools/commands.h"
 #include "tools/migrate_options.h"
+#include "tools/progress_display.h"
 #include "tools/report.h"
 
 namespace godwit {
@@ -49,11 +50,20 @@ Result<MigrateOptions> prepare(const Options& options) {
     return out;
 }
 
+// The display is gone when this returns: what is printed next finds a clean terminal.
+MigrateOutcome migrate_and_show(MigrateOptions& options, bool json) {
+    ProgressDisplay display(json ? ProgressDisplay::Plain::no : ProgressDisplay::Plain::yes);
+    options.progress = [&display](const Progress& progress) { display.show(progress); };
+    auto outcome = migrate_out(options);
+    options.progress = {};
+    return outcome;
+}
+
 int run_migrate(const Options& options) {
     start_log(options.common.verbosity, options.common.log_file);
-    const auto prepared = prepare(options);
+    auto prepared = prepare(options);
     if (!prepared) return print_problem(prepared.error());
-    const MigrateOutcome outcome = migrate_out(*prepared);
+    const MigrateOutcome outcome = migrate_and_show(*prepared, options.common.json);
     print_problems(outcome.problems);
     if (options.common.json)
         std::cout << report_json(outcome, *prepared).dump(2) << std::endl;
