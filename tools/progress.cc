@@ -104,6 +104,9 @@ Progress SteadyProgress::operator()(Progress now) {
     if (last_ && same_round(*last_, now)) {
         if (last_->pages_of_round != 0) now.pages_of_round = last_->pages_of_round;
         now.pages_done = std::max(now.pages_done, last_->pages_done);
+    } else if (last_ && now.pages_done == last_->pages_done && now.pages_of_round == last_->pages_of_round) {
+        // The first word of a round comes before its pages are counted, with the figures of the one before.
+        now.pages_done = now.pages_of_round = 0;
     }
     // While the size of a round is not known, pages are not counted either: the bar begins at its beginning.
     now.pages_done = std::min(now.pages_done, now.pages_of_round);

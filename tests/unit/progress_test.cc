@@ -125,6 +125,18 @@ TEST(SteadyProgress, NeverGoesBackWithinARoundAndBeginsEachAtNothing) {
     EXPECT_EQ(steady(now).pages_done, 1U);
 }
 
+TEST(SteadyProgress, DoesNotTakeTheFiguresOfTheRoundBeforeForThoseOfTheNext) {
+    SteadyProgress steady;
+    Progress now;
+    now.stage = Stage::round, now.pages_done = now.pages_of_round = 100;
+    steady(now);
+    now.round = 1;
+    EXPECT_EQ(steady(now).pages_of_round, 0U);
+    now.pages_done = 5, now.pages_of_round = 10;
+    EXPECT_EQ(steady(now).pages_done, 5U);
+    EXPECT_EQ(steady(now).pages_of_round, 10U);
+}
+
 TEST(PlainProgress, SaysEachStageAndEachFinishedRoundOnce) {
     PlainProgress plain;
     Progress now;
