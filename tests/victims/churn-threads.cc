@@ -13,7 +13,7 @@ namespace {
 
 constexpr size_t stack_bytes = 48 * 1024;
 
-thread_local unsigned long mine = 0x5eed;      // initialised data: must be so in each new thread
+thread_local unsigned long mine = 0x5eed;       // initialised data: must be so in each new thread
 thread_local unsigned long untouched[64] = {};  // zeros
 
 unsigned long mix(unsigned long x) {

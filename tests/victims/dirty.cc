@@ -23,7 +23,8 @@ int main(int argc, char** argv) {
     Victim self(argc, argv);
     const auto pages = static_cast<size_t>(self.number("mb", 16)) * 256;
     const long rate = self.number("mb-per-second", 0) * 256;  // pages per second
-    auto* memory = static_cast<unsigned long*>(mmap(nullptr, pages * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    auto* memory = static_cast<unsigned long*>(
+        mmap(nullptr, pages * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     CHECK(memory != MAP_FAILED);
     for (size_t i = 0; i < pages * words; ++i) memory[i] = i % words == 0 ? 0 : noise(i);
     self.ready();

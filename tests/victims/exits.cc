@@ -6,11 +6,15 @@
 //   leader   its first thread ends, another goes on, after "leaves"
 //   fork     a child is born, ends and is waited for; "forks" once it is over
 //   child    a child is born and stays, after "has a child"
+//   userfaultfd  has one, and memory under it, after "catches faults"
 //   nothing  it says so
 // --mb N of memory are held (default 8).
+#include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include <vector>
@@ -27,7 +31,8 @@ char** arguments;
 
 void become_new() {
     std::vector<char*> argv;
-    for (char** at = arguments; *at != nullptr; ++at) argv.push_back(strcmp(at[0], "--then") == 0 ? strdup("--now") : *at);
+    for (char** at = arguments; *at != nullptr; ++at)
+        argv.push_back(strcmp(at[0], "--then") == 0 ? strdup("--now") : *at);
     argv.push_back(nullptr);
     execv("/proc/self/exe", argv.data());
     CHECK(!"execv");
@@ -64,6 +69,15 @@ void born_and_gone() {
     say("forks");
 }
 
+void catch_faults() {
+    const int fd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
+    uffdio_api api{UFFD_API, 0, 0};
+    void* at = mmap(nullptr, 65536, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uffdio_register range{{reinterpret_cast<unsigned long>(at), 65536}, UFFDIO_REGISTER_MODE_MISSING, 0};
+    CHECK(fd >= 0 && at != MAP_FAILED && ioctl(fd, UFFDIO_API, &api) == 0 && ioctl(fd, UFFDIO_REGISTER, &range) == 0);
+    say("catches faults");
+}
+
 void act(const std::string& what, Victim& self) {
     pthread_t thread;
     if (what == "exit") {
@@ -86,6 +100,8 @@ void act(const std::string& what, Victim& self) {
         pthread_exit(nullptr);
     } else if (what == "fork") {
         born_and_gone();
+    } else if (what == "userfaultfd") {
+        catch_faults();
     } else if (what == "child") {
         const pid_t child = fork();
         CHECK(child >= 0);

@@ -1,10 +1,11 @@
 // Changes its layout all the time, in every way there is, and knows what each page must hold.
 //
 // --threads N workers (default 3), each with some mappings of its own. A step picks one of them and one change:
-// unmapped and mapped anew at the same place, mapped over, grown, shrunk, moved, split by a hole or by a protection, merged
-// again, discarded (MADV_DONTNEED, FREE, REMOVE), advised, locked. The first worker moves the end of the heap, the main
-// thread's stack grows by recursion, and a MAP_GROWSDOWN mapping grows by faults. After every step some of the pages are
-// looked at, at the end all of them. --file PATH: where files to map are made. --rest-ms N between steps (default 1).
+// unmapped and mapped anew at the same place, mapped over, grown, shrunk, moved, split by a hole or by a protection,
+// merged again, discarded (MADV_DONTNEED, FREE, REMOVE), advised, locked. The first worker moves the end of the heap,
+// the main thread's stack grows by recursion, and a MAP_GROWSDOWN mapping grows by faults. After every step some of the
+// pages are looked at, at the end all of them. --file PATH: where files to map are made. --rest-ms N between steps
+// (default 1).
 #include <pthread.h>
 #include <sys/mman.h>
 
@@ -30,7 +31,8 @@ struct Random {
     }
 };
 
-// What a page holds: a stamp in each marked word, 0: nothing. `may_be_zero`: after MADV_FREE, until it is written or seen.
+// What a page holds: a stamp in each marked word, 0: nothing. `may_be_zero`: after MADV_FREE, until it is written or
+// seen.
 struct Page {
     unsigned long stamp = 0;
     bool may_be_zero = false;
@@ -46,22 +48,38 @@ class Area {
 
     void step() {
         switch (random_(18)) {
-            case 0: return map_over();
-            case 1: return map_anew();
-            case 2: return grow();
-            case 3: return shrink();
-            case 4: return move();
-            case 5: return punch();
-            case 6: return hide(PROT_NONE);
-            case 7: return hide(PROT_READ);
-            case 8: return discard();
-            case 9: return let_go();
-            case 10: return remove();
-            case 11: return advise();
-            case 12: return lock();
-            case 13: return leave_behind();
-            case 14: return map_anywhere_else();
-            default: return write_some(1 + random_(pages_.size()));
+            case 0:
+                return map_over();
+            case 1:
+                return map_anew();
+            case 2:
+                return grow();
+            case 3:
+                return shrink();
+            case 4:
+                return move();
+            case 5:
+                return punch();
+            case 6:
+                return hide(PROT_NONE);
+            case 7:
+                return hide(PROT_READ);
+            case 8:
+                return discard();
+            case 9:
+                return let_go();
+            case 10:
+                return remove();
+            case 11:
+                return advise();
+            case 12:
+                return lock();
+            case 13:
+                return leave_behind();
+            case 14:
+                return map_anywhere_else();
+            default:
+                return write_some(1 + random_(pages_.size()));
         }
     }
     void look(size_t from, size_t count) {
@@ -73,12 +91,17 @@ class Area {
   private:
     size_t bytes() const { return pages_.size() * page; }
     unsigned char* at(size_t index) const { return base_ + index * page; }
-    int flags() const { return kind_ == Kind::shared ? MAP_SHARED | MAP_ANONYMOUS : kind_ == Kind::file ? MAP_PRIVATE : MAP_PRIVATE | MAP_ANONYMOUS; }
+    int flags() const {
+        return kind_ == Kind::shared ? MAP_SHARED | MAP_ANONYMOUS
+               : kind_ == Kind::file ? MAP_PRIVATE
+                                     : MAP_PRIVATE | MAP_ANONYMOUS;
+    }
     unsigned long fresh_stamp(size_t index) { return file_stamp(index) + 0x1000000UL * (++turn_); }
     unsigned long file_stamp(size_t index) const { return 0xabc000 + index; }
 
     void* map(void* where, size_t count, int extra, size_t first = 0) {
-        return mmap(where, count * page, PROT_READ | PROT_WRITE, flags() | extra, fd_, fd_ < 0 ? 0 : static_cast<off_t>(first * page));
+        return mmap(where, count * page, PROT_READ | PROT_WRITE, flags() | extra, fd_,
+                    fd_ < 0 ? 0 : static_cast<off_t>(first * page));
     }
     Page as_mapped(size_t index) const { return {kind_ == Kind::file ? file_stamp(index) : 0, false}; }
     void all_new(size_t count) {
@@ -106,8 +129,9 @@ class Area {
         if (found == 0 && expected.may_be_zero) expected.stamp = 0;
         for (const size_t mark : marks)
             if (words(at(index))[mark] != expected.stamp) {
-                say("kind %d page %zu of %zu at %p word %zu: %lx, expected %lx; last step %s", static_cast<int>(kind_), index, pages_.size(),
-                    static_cast<void*>(at(index)), mark, words(at(index))[mark], expected.stamp, step_);
+                say("kind %d page %zu of %zu at %p word %zu: %lx, expected %lx; last step %s", static_cast<int>(kind_),
+                    index, pages_.size(), static_cast<void*>(at(index)), mark, words(at(index))[mark], expected.stamp,
+                    step_);
                 CHECK(!"content lost");
             }
     }
@@ -143,8 +167,10 @@ class Area {
         step_ = "shrink";
         const size_t now = std::max<size_t>(4, pages_.size() - random_(8));
         if (now >= pages_.size()) return;
-        if (random_(2) == 0) CHECK(mremap(base_, bytes(), now * page, 0) == base_);
-        else CHECK(munmap(at(now), bytes() - now * page) == 0);
+        if (random_(2) == 0)
+            CHECK(mremap(base_, bytes(), now * page, 0) == base_);
+        else
+            CHECK(munmap(at(now), bytes() - now * page) == 0);
         pages_.resize(now);
     }
     unsigned char* free_place() {
@@ -194,7 +220,8 @@ class Area {
         if (kind_ == Kind::shared || map(at(from), count, MAP_FIXED_NOREPLACE, from) != at(from)) {
             // The place was taken, or would be another object: what is left goes, too.
             if (from != 0) CHECK(munmap(base_, from * page) == 0);
-            if (from + count != pages_.size()) CHECK(munmap(at(from + count), (pages_.size() - from - count) * page) == 0);
+            if (from + count != pages_.size())
+                CHECK(munmap(at(from + count), (pages_.size() - from - count) * page) == 0);
             return map_anywhere(pages_.size());
         }
         for (size_t i = from; i < from + count; ++i) pages_[i] = as_mapped(i);
@@ -232,8 +259,9 @@ class Area {
     }
     void advise() {
         step_ = "advise";
-        constexpr int pairs[][2] = {{MADV_HUGEPAGE, MADV_NOHUGEPAGE}, {MADV_DONTFORK, MADV_DOFORK}, {MADV_DONTDUMP, MADV_DODUMP},
-                                    {MADV_SEQUENTIAL, MADV_NORMAL},   {MADV_RANDOM, MADV_NORMAL},   {MADV_WIPEONFORK, MADV_KEEPONFORK}};
+        constexpr int pairs[][2] = {{MADV_HUGEPAGE, MADV_NOHUGEPAGE}, {MADV_DONTFORK, MADV_DOFORK},
+                                    {MADV_DONTDUMP, MADV_DODUMP},     {MADV_SEQUENTIAL, MADV_NORMAL},
+                                    {MADV_RANDOM, MADV_NORMAL},       {MADV_WIPEONFORK, MADV_KEEPONFORK}};
         const int choice = static_cast<int>(random_(kind_ == Kind::anonymous ? 6 : 5));
         const auto [from, count] = part();
         CHECK(madvise(at(from), count * page, pairs[choice][0]) == 0);
@@ -294,11 +322,13 @@ void move_heap_end(Random& random) {
 void grow_downwards(Random& random) {
     constexpr size_t start = 4;
     unsigned char* where = reinterpret_cast<unsigned char*>(0x1000000000UL);
-    CHECK(mmap(where, start * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_FIXED_NOREPLACE, -1, 0) == where);
+    CHECK(mmap(where, start * page, PROT_READ | PROT_WRITE,
+               MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_FIXED_NOREPLACE, -1, 0) == where);
     const size_t depth = 1 + random(100);
     for (size_t i = 0; i < depth; ++i) where[-static_cast<long>(i * page) - 1] = static_cast<unsigned char>(i + 1);
     sleep_ms(2);
-    for (size_t i = 0; i < depth; ++i) CHECK(where[-static_cast<long>(i * page) - 1] == static_cast<unsigned char>(i + 1));
+    for (size_t i = 0; i < depth; ++i)
+        CHECK(where[-static_cast<long>(i * page) - 1] == static_cast<unsigned char>(i + 1));
     CHECK(munmap(where - depth * page, (depth + start) * page) == 0);
 }
 
@@ -323,7 +353,8 @@ void* work(void* argument) {
     Random random{0x9e3779b97f4a7c15UL * (worker.number + 1)};
     const int fd = make_file(worker.path + "-" + std::to_string(worker.number));
     std::vector<Area> areas;
-    for (const Kind kind : {Kind::anonymous, Kind::anonymous, Kind::shared, Kind::file}) areas.emplace_back(random, kind, kind == Kind::file ? fd : -1);
+    for (const Kind kind : {Kind::anonymous, Kind::anonymous, Kind::shared, Kind::file})
+        areas.emplace_back(random, kind, kind == Kind::file ? fd : -1);
     while (!ending) {
         Area& area = areas[random(areas.size())];
         area.step();

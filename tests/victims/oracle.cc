@@ -1,11 +1,12 @@
 // The one-edge memory oracle with several writers, for migrations that copy while the program writes.
 //
-// Each writer thread owns a region and bumps the first byte of each of its pages, in order, over and over. At any moment
-// the bytes are N+1 up to the writer's page and N from there on: one edge. A page that is stale, torn or lost shows as a
-// second one. The rest of each page holds a pattern that depends on its index. The main thread looks at one region after
-// the other; it pauses the writer by a handshake, never by time.
+// Each writer thread owns a region and bumps the first byte of each of its pages, in order, over and over. At any
+// moment the bytes are N+1 up to the writer's page and N from there on: one edge. A page that is stale, torn or lost
+// shows as a second one. The rest of each page holds a pattern that depends on its index. The main thread looks at one
+// region after the other; it pauses the writer by a handshake, never by time.
 //
-// --writers N   threads (default 4); their regions are, in turn, private, shared anonymous, file MAP_SHARED, private file
+// --writers N   threads (default 4); their regions are, in turn, private, shared anonymous, file MAP_SHARED, private
+// file
 // --mb N        size of each region (default 4)          --file PATH            where the files are made
 // --pages-per-second N   of each writer; 0 (default): as fast as it can
 // --move        each writer mremap()s its region to a fresh place after every pass
@@ -30,9 +31,12 @@ constexpr size_t offsets[] = {1, 2047, 4095};
 enum class Kind { anonymous, shared, file_shared, file_private };
 constexpr const char* names[] = {"private", "shared", "shared file", "private file"};
 
-unsigned char pattern(size_t index, size_t offset) { return static_cast<unsigned char>(index * 131 + offset * 7 + (index >> 8)); }
+unsigned char pattern(size_t index, size_t offset) {
+    return static_cast<unsigned char>(index * 131 + offset * 7 + (index >> 8));
+}
 
-// The first byte of a page may be written while others look: the others are in other regions, but the compiler need not know.
+// The first byte of a page may be written while others look: the others are in other regions, but the compiler need not
+// know.
 struct Region {
     Kind kind = Kind::anonymous;
     size_t pages = 0;
@@ -130,8 +134,8 @@ bool bump(Region& region, size_t count) {
 }
 
 [[noreturn]] void harmed(const Region& region, size_t index, const char* how, int found) {
-    say("%s region at %p page %zu of %zu: %s, found %d, next %zu, turn %d", names[static_cast<int>(region.kind)], static_cast<void*>(region.base),
-        index, region.pages, how, found, region.next, region.turn);
+    say("%s region at %p page %zu of %zu: %s, found %d, next %zu, turn %d", names[static_cast<int>(region.kind)],
+        static_cast<void*>(region.base), index, region.pages, how, found, region.next, region.turn);
     victim::fail(__FILE__, __LINE__, "memory harmed", 0);
 }
 
@@ -139,9 +143,11 @@ void look(const Region& region) {
     for (size_t i = 0; i < region.pages; ++i) {
         const auto expected = static_cast<unsigned char>(i < region.next ? region.turn : region.turn - 1);
         for (const unsigned char* base : {region.base, region.alias})
-            if (base[i * page] != expected) harmed(region, i, base == region.base ? "a second edge" : "a second edge in the alias", base[i * page]);
+            if (base[i * page] != expected)
+                harmed(region, i, base == region.base ? "a second edge" : "a second edge in the alias", base[i * page]);
         for (const size_t offset : offsets)
-            if (region.base[i * page + offset] != pattern(i, offset)) harmed(region, i, "pattern lost", region.base[i * page + offset]);
+            if (region.base[i * page + offset] != pattern(i, offset))
+                harmed(region, i, "pattern lost", region.base[i * page + offset]);
     }
 }
 

@@ -1,6 +1,6 @@
 // Reserves much and touches little, as the arenas of JVM and V8 do: 64 GiB PROT_NONE and 64 GiB MAP_NORESERVE (--gib N
-// changes both), of which a few pages are touched, and now and then one more. --touch-mb N is touched at the start and holds
-// noise (default 0).
+// changes both), of which a few pages are touched, and now and then one more. --touch-mb N is touched at the start and
+// holds noise (default 0).
 #include <sys/mman.h>
 
 #include <vector>
@@ -56,7 +56,8 @@ int main(int argc, char** argv) {
             ++count;
         }
         for (size_t i = 0; i < count; ++i) {
-            CHECK(scattered[place(i, room)] == static_cast<unsigned char>(i + 1) && shared[place(i, gib)] == static_cast<unsigned char>(i + 1));
+            CHECK(scattered[place(i, room)] == static_cast<unsigned char>(i + 1) &&
+                  shared[place(i, gib)] == static_cast<unsigned char>(i + 1));
             CHECK(scattered[place(i, room) + 1] == 0);
         }
         for (size_t i = 0; i < 64 * page; i += 512) CHECK(none[(gib << 29) + i] == 0x77);
