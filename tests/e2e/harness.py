@@ -102,7 +102,7 @@ class Server:
 class Victim:
     """A self-checking program on one of the hosts; see tests/victims/victim.h."""
 
-    def __init__(self, pair, name, arguments, host, environment=None):
+    def __init__(self, pair, name, arguments, host, environment=None, prefix=(), patience=20):
         self.pair = pair
         self.name = name
         self.host = host
@@ -111,8 +111,8 @@ class Victim:
         self.folder.chmod(0o777)
         self.log = self.folder / "log"
         arguments = [str(a).replace("{dir}", str(self.folder)) for a in arguments]
-        self.pid = host.spawn_daemon([VICTIMS / name, "--log", self.log, *arguments], log=self.folder / "output", env=environment)
-        wait_until(lambda: "ready" in self.lines() or self.ended(), 20, lambda: f"{name}: {self.lines()[-5:]}")
+        self.pid = host.spawn_daemon([*prefix, VICTIMS / name, "--log", self.log, *arguments], log=self.folder / "output", env=environment)
+        wait_until(lambda: "ready" in self.lines() or self.ended(), patience, lambda: f"{name}: {self.lines()[-5:]}")
         self.check_unharmed()
 
     def lines(self):
@@ -233,8 +233,9 @@ class Pair:
         server = self.servers.get(host.name)
         return server if server and server.process.poll() is None else self.serve(host)
 
-    def victim(self, name, *arguments, host=None, environment=None):
-        victim = Victim(self, name, arguments, host or self.a, environment)
+    def victim(self, name, *arguments, host=None, environment=None, **how):
+        """Starts one. `prefix`: a program that becomes it, as setpriv(1) does; `patience`: seconds until it is ready."""
+        victim = Victim(self, name, arguments, host or self.a, environment, **how)
         self.victims.append(victim)
         return victim
 
