@@ -10,8 +10,8 @@ constexpr std::byte zero_page[4096] = {};
 
 }  // namespace
 
-PageReceiver::PageReceiver(std::vector<std::unique_ptr<Channel>> channels, std::map<uint32_t, Skeleton*> skeletons)
-    : channels_(std::move(channels)), skeletons_(std::move(skeletons)), frames_(channels_.size(), 0) {
+PageReceiver::PageReceiver(std::vector<std::unique_ptr<Channel>> channels, std::function<PageTarget*(uint32_t, uint64_t)> find)
+    : channels_(std::move(channels)), find_(std::move(find)), frames_(channels_.size(), 0) {
     for (size_t stream = 0; stream < channels_.size(); ++stream) threads_.emplace_back([this, stream] { receive(stream); });
 }
 
@@ -19,16 +19,23 @@ PageReceiver::~PageReceiver() {
     {
         const std::lock_guard lock(lock_);
         stopping_ = true;
+        changed_.notify_all();
     }
     shut_down();
     for (std::thread& thread : threads_) thread.join();
+}
+
+void PageReceiver::open_round(uint32_t round) {
+    const std::lock_guard lock(lock_);
+    open_ = round;
+    changed_.notify_all();
 }
 
 void PageReceiver::shut_down() {
     for (auto& channel : channels_) channel->shut_down();
 }
 
-Result<void> PageReceiver::wait(const image::RoundEnd& end, Deadline deadline) {
+Result<bool> PageReceiver::wait(const image::RoundEnd& end, Deadline deadline) {
     if (static_cast<size_t>(end.frames_size()) != channels_.size())
         return peer_failed(fmt::format("the round's end counts {} data connections, there are {}", end.frames_size(), channels_.size()));
     std::unique_lock lock(lock_);
@@ -38,9 +45,9 @@ Result<void> PageReceiver::wait(const image::RoundEnd& end, Deadline deadline) {
             if (frames_[i] < end.frames(static_cast<int>(i))) return false;
         return true;
     };
-    if (!changed_.wait_until(lock, deadline.when(), settled)) return peer_failed("not all pages of the round came in time");
+    if (!changed_.wait_until(lock, deadline.when(), settled)) return false;
     if (problem_) return Failure(*problem_);
-    return {};
+    return true;
 }
 
 void PageReceiver::receive(size_t stream) {
@@ -63,15 +70,20 @@ Result<void> PageReceiver::receive_frame(Channel& channel, std::byte* buffer) {
     PageHeader header;
     TRY(channel.receive_pages(header, buffer, Deadline::in(idle_limit)));
     const PageRange& range = header.range;
-    const auto found = skeletons_.find(range.pid);
-    if (found == skeletons_.end() || range.object != 0)
+    if (range.pid == 0 && range.object == 0) {
+        std::unique_lock lock(lock_);
+        changed_.wait(lock, [&] { return stopping_ || open_ >= static_cast<int64_t>(range.address); });
+        return {};
+    }
+    Skeleton* found = find_(range.pid, range.object);
+    if (found == nullptr)
         return peer_failed(fmt::format("pages for pid {} object {}, which the plan does not name", range.pid, range.object));
     if (!header.zero) {
         bytes_ += range.length;
-        return found->second->write_pages(range.address, buffer, range.length);
+        return found->write_pages(range.address, buffer, range.length);
     }
     for (uint64_t done = 0; done < range.length; done += sizeof zero_page)
-        TRY(found->second->write_pages(range.address + done, zero_page, sizeof zero_page));
+        TRY(found->write_pages(range.address + done, zero_page, sizeof zero_page));
     return {};
 }
 

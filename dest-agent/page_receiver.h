@@ -17,6 +17,8 @@
 #include "common/base/deadline.h"
 #include "common/base/result.h"
 #include "common/image/session.pb.h"
+#include <functional>
+#include "dest-agent/page_target.h"
 #include "dest-agent/skeleton.h"
 #include "transport/channel.h"
 
@@ -25,13 +27,14 @@ namespace godwit {
 class PageReceiver {
   public:
     // `skeletons` by pid; they outlive this object. Starts at once.
-    PageReceiver(std::vector<std::unique_ptr<Channel>> channels, std::map<uint32_t, Skeleton*> skeletons);
+    PageReceiver(std::vector<std::unique_ptr<Channel>> channels, std::function<PageTarget*(uint32_t, uint64_t)> find);
+    void open_round(uint32_t round);
     ~PageReceiver();  // shuts the connections down and joins
     PageReceiver(const PageReceiver&) = delete;
     PageReceiver& operator=(const PageReceiver&) = delete;
 
     // Waits until every connection has brought the frames that `end` counts, all of them written.
-    Result<void> wait(const image::RoundEnd& end, Deadline deadline);
+    Result<bool> wait(const image::RoundEnd& end, Deadline deadline);
     // From any thread: the connections end.
     void shut_down();
     uint64_t bytes() const { return bytes_; }
@@ -41,7 +44,8 @@ class PageReceiver {
     Result<void> receive_frame(Channel& channel, std::byte* buffer);
 
     std::vector<std::unique_ptr<Channel>> channels_;
-    std::map<uint32_t, Skeleton*> skeletons_;
+    std::function<PageTarget*(uint32_t, uint64_t)> find_;
+    int64_t open_ = -1;
     std::mutex lock_;
     std::condition_variable changed_;
     std::vector<uint64_t> frames_;

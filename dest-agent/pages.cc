@@ -32,9 +32,7 @@ Result<const MappingRange*> Skeleton::State::mapping_for(uint64_t address) const
                                         [](uint64_t at, const MappingRange& range) { return at < range.start(); });
     if (after != mappings.begin() && std::prev(after)->end() > address) {
         const MappingRange& range = *std::prev(after);
-        const bool takes = range.kind() == image::MAPPING_ANONYMOUS || range.kind() == image::MAPPING_FILE_PRIVATE ||
-                           range.kind() == image::MAPPING_ANONYMOUS_SHARED;
-        if (takes && range.has_content()) return &range;
+        if (takes_pages(range)) return &range;
         return peer_failed(fmt::format("a page at {:#x} of process {} is in {}, which has no content to be sent", address, layout.pid(),
                                        range_name(range)),
                            "the source is broken or hostile");

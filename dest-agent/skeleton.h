@@ -1,6 +1,7 @@
 // The destination's stopped, empty copy of one process: its final PID and TIDs, its mappings, nothing that runs.
 //
-// Life: Skeleton::build() → write_pages() → finish_memory() → restore_files(), restore_process() → seal(): executor gone, every
+// Life: Skeleton::build() → write_pages() → [ correct() → write_pages() ] ... → finish_memory() → restore_files(),
+// restore_process() → seal(): executor gone, every
 // task stopped by ptrace with its final registers → commit, which makes it run by Tracee::detach() (not release(): what
 // at_stop() holds are the stub's registers).
 //
@@ -68,6 +69,10 @@ class Skeleton {
     const image::Layout& layout() const;
     Remote& remote();
     std::vector<Tracee>& tasks();  // leader first, in the order of layout().tids()
+
+    // Makes it what a later layout says: mappings and threads that came or went, protections, advice, dropped pages. Memory that
+    // is the same in both layouts keeps its content. After a Problem only its end makes sense.
+    Result<void> correct(image::Layout next);
 
     // Writes one page range in place, whatever the mapping's protection. The range is checked against the layout: one
     // that is not within its mappings is a Problem (a hostile or confused peer).

@@ -43,7 +43,8 @@ Result<MigrateOptions> prepare(const Options& options) {
     constexpr std::array<std::string_view, 5> modes{"stop", "pre-copy", "post-copy", "hybrid", "auto"};
     if (std::find(modes.begin(), modes.end(), options.mode) == modes.end())
         return fail("there is no mode " + printable(options.mode), "the modes are stop, pre-copy, post-copy, hybrid and auto", ExitCode::usage);
-    if (options.mode != "stop")
+    out.mode = options.mode == "stop" ? image::MODE_STOP : image::MODE_PRE_COPY;
+    if (options.mode != "stop" && options.mode != "pre-copy")
         return fail("mode " + printable(options.mode) + " is not carried yet", "use --mode stop", ExitCode::unsupported);
     if (options.tree <= 0) return fail(fmt::format("{} is not a PID", options.tree), "give the PID of the root process", ExitCode::usage);
     if (!options.to.empty()) {
@@ -77,7 +78,7 @@ void print_json(const MigrateOutcome& outcome) {
     out["rounds"] = nlohmann::ordered_json::array();
     for (const RoundReport& round : report.rounds)
         out["rounds"].push_back({{"round", round.round}, {"pages", round.pages}, {"zero_pages", round.zero_pages},
-                                 {"bytes", round.bytes}, {"ms", round.milliseconds}});
+                                 {"dropped_pages", round.dropped_pages}, {"scan_ms", round.scan_ms}, {"bytes", round.bytes}, {"ms", round.milliseconds}});
     out["bytes_sent"] = report.bytes_sent;
     out["total_ms"] = report.total_ms;
     out["downtime_ms"] = report.downtime_ms;

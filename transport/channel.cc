@@ -298,6 +298,7 @@ Result<void> Channel::receive_pages(PageHeader& header, std::byte* buffer, Deadl
             return {};
         }
         const std::string body = TRY(receive_body(bytes, frame, deadline));
+        if (frame.type == FrameType::round_begin) { image::RoundBegin b; TRY(parse_strictly(body, b)); header.range = PageRange{0,0,b.round(),0}; return {}; }
         if (frame.type == FrameType::abort) return Failure(aborted(body));
         if (frame.type != FrameType::keep_alive)
             return refuse({fmt::format("a {} frame where pages were due", name_of(frame.type)), {}, ExitCode::peer, 0});
