@@ -386,7 +386,8 @@ def picture(host, pid):
         key, _, value = line.partition(":")
         if key in _STATUS and (key not in _OUTER or key.startswith("NS")):
             seen[f"status {key}"] = _innermost(key, value.strip())
-    seen["maps"] = (root / "maps").read_text()
+    # Shared anonymous memory has a number of its kernel.
+    seen["maps"] = re.sub(r"00:01 \d+( +/dev/zero \(deleted\))", r"00:01 -\1", (root / "maps").read_text())
     for fd in sorted(os.listdir(root / "fd"), key=int):
         target = re.sub(r":\[\d+\]", ":[]", os.readlink(root / "fd" / fd))
         info = re.sub(r"^(ino|mnt_id|tfd.*|sigmask|it_value|ticks|eventfd-id|clockid)\b.*\n", "", (root / "fdinfo" / fd).read_text(), flags=re.M)

@@ -176,10 +176,10 @@ def test_force_switches_over_though_the_limit_is_missed(pair):
 
 
 def test_one_round_is_enough_where_the_limit_allows_it(pair):
-    victim = pair.victim("memory", "--mb", "4", "--file", "{dir}/mapped")
+    victim = pair.victim("reserve", "--gib", "1", "--touch-mb", "8")
     report = pair.migrate(victim, *EASY, "--max-rounds", "1", mode="pre-copy").report
     found = check_rounds(report, 1)
-    assert found[0]["pages"] >= 1024 > found[1]["pages"], found
+    assert found[0]["pages"] >= 2048 > 1000 > found[1]["pages"], found
     victim.finish()
 
 
