@@ -115,7 +115,11 @@ Result<void> Incoming::build_skeletons() {
 Result<void> Incoming::receive_memory() {
     std::map<uint32_t, Skeleton*> by_pid;
     for (Skeleton& skeleton : skeletons_) by_pid[static_cast<uint32_t>(skeleton.pid())] = &skeleton;
-    PageReceiver receiver(TRY(session_->take(Deadline::in(data_limit))), std::move(by_pid));
+    PageReceiver receiver(TRY(session_->take(Deadline::in(data_limit))), [&](uint32_t pid, uint64_t object) -> PageTarget* {
+        const auto found = by_pid.find(pid);
+        return found == by_pid.end() || object != 0 ? nullptr : found->second;
+    });
+    receiver.open_round(0);
     on_link_cut([this, &receiver] {
         control_.shut_down();
         receiver.shut_down();

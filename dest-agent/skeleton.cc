@@ -68,7 +68,8 @@ Result<Skeleton> Skeleton::build(Spawner& spawner, const image::Layout& layout) 
     TRY(state->make_mappings());
     TRY(state->set_memory_map());
     TRY(state->make_threads());
-    state->filler = TRY(PageFiller::make(*state->remote, state->pidfd.get(), layout));
+    state->filler = TRY(PageFiller::make(*state->remote, state->pidfd.get()));
+    for (const auto& range : layout.mappings()) state->filler.add(range);
     return Skeleton(std::move(state));
 }
 

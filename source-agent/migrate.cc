@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 
@@ -13,7 +14,7 @@
 #include "common/base/uuid.h"
 #include "common/kernel/machine.h"
 #include "source-agent/commit.h"
-#include "source-agent/page_sender.h"
+#include "source-agent/page_streams.h"
 #include "transport/handshake.h"
 
 namespace godwit {
@@ -37,7 +38,9 @@ class Connections {
         return {};
     }
     Result<void> open_data() {
-        data_ = TRY(open(image::ROLE_DATA, 0));
+        std::vector<std::unique_ptr<Channel>> channels;
+        for (uint32_t stream = 0; stream < options_.streams; ++stream) channels.push_back(TRY(open(image::ROLE_DATA, stream)));
+        pages_ = std::make_unique<PageStreams>(std::move(channels), options_.compression);
         return {};
     }
     // Tells the destination why we give up, so that it need not find out by a time-out.
@@ -47,9 +50,9 @@ class Connections {
     // Everything that the destination's ABORT named.
     std::vector<Problem> troubles() const { return control_ ? control_->troubles() : std::vector<Problem>{}; }
     Channel& control() { return *control_; }
-    Channel& data() { return *data_; }
+    PageStreams& pages() { return *pages_; }
     uint64_t bytes_sent() const {
-        return (control_ ? control_->counters().bytes_sent : 0) + (data_ ? data_->counters().bytes_sent : 0);
+        return (control_ ? control_->counters().bytes_sent : 0) + (pages_ ? pages_->bytes_sent() : 0);
     }
 
   private:
@@ -61,13 +64,13 @@ class Connections {
     }
     void shut_down() {
         if (control_) control_->shut_down();
-        if (data_) data_->shut_down();
+        if (pages_) pages_->shut_down();
     }
 
     const MigrateOptions& options_;
     std::string id_;
     std::unique_ptr<Channel> control_;
-    std::unique_ptr<Channel> data_;
+    std::unique_ptr<PageStreams> pages_;
 };
 
 // A tree whose every task is stopped. Its end lets whatever is left of it run on.
@@ -102,7 +105,7 @@ class Migration {
     Result<void> freeze_copy_commit();
     Result<FrozenTree> freeze();
     Result<void> copy(FrozenTree& frozen);
-    Result<void> send_memory(Subject& subject);
+    Result<void> send_memory(std::vector<Subject>& subjects);
     Result<void> send_round_end();
     Result<void> send_state(std::vector<Subject>& subjects, std::vector<Remote>& executors);
     Result<void> commit(SourceCommit& commit, FrozenTree& frozen);
@@ -146,7 +149,7 @@ Result<void> Migration::survey_tree() {
 
 Result<void> Migration::agree() {
     *plan_.mutable_machine() = TRY(this_machine());
-    plan_.set_streams(1);
+    plan_.set_streams(options_.streams);
     plan_.set_state_id(TRY(open_state_dir(options_.state_dir)));
     plan_.set_tcp_close(options_.collect.tcp_close);
     for (const std::string& pattern : options_.collect.trusted_files) plan_.add_trusted_files(pattern);
@@ -197,7 +200,7 @@ Result<void> Migration::copy(FrozenTree& frozen) {
     }
     ledger_.mark("executor");
     std::vector<image::Layout> layouts;
-    for (Subject& subject : subjects) TRY(send_memory(subject));
+    TRY(send_memory(subjects));
     TRY(send_round_end());
     ledger_.mark("memory");
     TRY(send_state(subjects, executors));
@@ -205,14 +208,34 @@ Result<void> Migration::copy(FrozenTree& frozen) {
     return {};
 }
 
-Result<void> Migration::send_memory(Subject& subject) {
-    const image::Layout layout = TRY(collect_layout(subject));
-    TRY(links_.control().send(FrameType::layout, layout));
-    const auto ranges = TRY(content_ranges(subject.process->pid, layout));
+// Zero pages of private anonymous memory are left out: the destination's are zero from the start.
+void add_jobs(const PageSource& source, const image::Layout& layout, const std::vector<ByteRange>& ranges, std::vector<PageJob>& jobs) {
+    PageJob anonymous, other;
+    anonymous.pid = other.pid = static_cast<uint32_t>(layout.pid());
+    anonymous.source = other.source = &source;
+    anonymous.zeros_there = true;
+    auto range = ranges.begin();
+    for (const image::MappingRange& mapping : layout.mappings()) {
+        while (range != ranges.end() && range->end <= mapping.start()) ++range;
+        PageJob& job = mapping.kind() == image::MAPPING_FILE_PRIVATE ? other : anonymous;
+        for (auto part = range; part != ranges.end() && part->start < mapping.end(); ++part)
+            job.ranges.push_back({std::max(part->start, mapping.start()), std::min(part->end, mapping.end())});
+    }
+    jobs.push_back(std::move(anonymous));
+    jobs.push_back(std::move(other));
+}
+
+Result<void> Migration::send_memory(std::vector<Subject>& subjects) {
+    std::vector<std::unique_ptr<PageSource>> sources;
+    std::vector<PageJob> jobs;
+    for (Subject& subject : subjects) {
+        const image::Layout layout = TRY(collect_layout(subject));
+        TRY(links_.control().send(FrameType::layout, layout));
+        sources.push_back(process_pages(subject.process->pid));
+        add_jobs(*sources.back(), layout, TRY(content_ranges(subject.process->pid, layout)), jobs);
+    }
     const auto begun = Clock::now();
-    PageSender sender(subject.process->pid, static_cast<uint32_t>(layout.pid()), links_.data());
-    TRY(sender.send(layout, ranges));
-    const SentPages& sent = sender.sent();
+    const SentPages sent = TRY(links_.pages().send(0, jobs));
     RoundReport round;
     round.frozen = true;
     round.pages = sent.pages, round.zero_pages = sent.zero_pages, round.bytes = sent.bytes;
@@ -223,9 +246,7 @@ Result<void> Migration::send_memory(Subject& subject) {
 
 Result<void> Migration::send_round_end() {
     image::RoundEnd end;
-    // The hello was the first frame of the data connection.
-    end.add_frames(links_.data().counters().frames_sent - 1);
-    end.add_bytes(links_.data().counters().bytes_sent);
+    links_.pages().count(end);
     TRY(links_.control().send(FrameType::round_end, end));
     image::RoundReply reply;
     TRY(links_.control().expect(FrameType::round_reply, reply, Deadline::in(round_limit)));
