@@ -17,6 +17,8 @@
 namespace godwit {
 namespace {
 
+constexpr uint32_t most_streams = 16;
+
 // Kinds of objects that restoring knows; source-agent/collect names them in the plan.
 constexpr std::array<std::string_view, 17> known_kinds{
     "anonymous memory", "shared memory", "file mapping", "threads", "signals", "interval timer", "POSIX timer",
@@ -93,13 +95,13 @@ std::vector<Problem> check_file(const image::FileIdentity& theirs, const image::
 
 std::vector<Problem> check_plan(const image::Plan& plan, const CredentialPolicy& policy) {
     std::vector<Problem> problems;
-    if (plan.mode() != image::MODE_STOP)
-        problems.push_back(refusal("this host takes trees in mode stop only", "use --mode stop"));
+    if (plan.mode() != image::MODE_STOP && plan.mode() != image::MODE_PRE_COPY)
+        problems.push_back(refusal("this host takes trees in the modes stop and pre-copy only", "use --mode pre-copy"));
     if (plan.processes_size() != 1)
         problems.push_back(refusal(fmt::format("the plan holds {} processes, this host takes one", plan.processes_size()),
                                    "trees of several processes are not carried yet"));
-    if (plan.streams() != 1)
-        problems.push_back(refusal(fmt::format("{} data connections are wanted, this host takes one", plan.streams()), "use one stream"));
+    if (plan.streams() < 1 || plan.streams() > most_streams)
+        problems.push_back(refusal(fmt::format("{} data connections are wanted, this host takes 1 to {}", plan.streams(), most_streams), "use fewer --streams"));
     for (const std::string& kind : plan.object_kinds())
         if (std::find(known_kinds.begin(), known_kinds.end(), kind) == known_kinds.end())
             problems.push_back(refusal("this host does not know how to restore: " + printable(kind), "use the same godwit on both hosts"));

@@ -81,7 +81,6 @@ Result<void> check_layout(const image::Layout& layout) {
         end = range.end();
     }
     TRY(check_vdso(layout));
-    if (layout.memory_map().auxv().size() % 16 != 0) return bad(layout, "its auxiliary vector is cut");
     return {};
 }
 

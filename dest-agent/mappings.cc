@@ -1,4 +1,4 @@
-// Makes the VMAs of a layout in an empty skeleton, by batches.
+// Makes VMAs of a layout in a skeleton, where nothing is mapped, by batches.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
@@ -17,6 +17,7 @@ namespace godwit {
 namespace {
 
 using image::MappingRange;
+using Part = LayoutChanges::Part;
 
 // Names are paths of at most 4096 bytes each: what a batch carries without a mapping of its own, which could take a wanted place.
 constexpr int files_at_once = 32;
@@ -25,27 +26,43 @@ int extra_flags(const MappingRange& range) {
     return MAP_FIXED_NOREPLACE | (range.no_reserve() ? MAP_NORESERVE : 0) | (range.grows_down() ? MAP_GROWSDOWN : 0);
 }
 
-std::string to_map(const MappingRange& range, std::string_view what) {
-    return fmt::format("map {} ({} bytes, {})", range_name(range), range.end() - range.start(), what);
+std::string to_map(const Part& part, std::string_view what) {
+    return fmt::format("map {:x}-{:x} ({} bytes, {})", part.start, part.end, part.end - part.start, what);
 }
+
+uint64_t offset_of(const Part& part) { return part.want->offset() + part.start - part.want->start(); }
 
 struct SharedObject {
     uint64_t size = 0;
     bool no_reserve = false;
-    std::vector<const MappingRange*> mappings;
+    std::vector<const Part*> parts;
 };
 
 struct Advice {
     bool (MappingRange::*wanted)() const;
-    int advice;
+    int give;
+    int take_back;  // 0: it is replaced by another, or the memory is mapped anew
     const char* name;
 };
 constexpr Advice advices[] = {
-    {&MappingRange::huge_page, MADV_HUGEPAGE, "MADV_HUGEPAGE"},      {&MappingRange::no_huge_page, MADV_NOHUGEPAGE, "MADV_NOHUGEPAGE"},
-    {&MappingRange::dont_fork, MADV_DONTFORK, "MADV_DONTFORK"},      {&MappingRange::wipe_on_fork, MADV_WIPEONFORK, "MADV_WIPEONFORK"},
-    {&MappingRange::dont_dump, MADV_DONTDUMP, "MADV_DONTDUMP"},      {&MappingRange::mergeable, MADV_MERGEABLE, "MADV_MERGEABLE"},
-    {&MappingRange::sequential, MADV_SEQUENTIAL, "MADV_SEQUENTIAL"}, {&MappingRange::random, MADV_RANDOM, "MADV_RANDOM"},
+    {&MappingRange::huge_page, MADV_HUGEPAGE, 0, "MADV_HUGEPAGE"},
+    {&MappingRange::no_huge_page, MADV_NOHUGEPAGE, 0, "MADV_NOHUGEPAGE"},
+    {&MappingRange::dont_fork, MADV_DONTFORK, MADV_DOFORK, "MADV_DONTFORK"},
+    {&MappingRange::wipe_on_fork, MADV_WIPEONFORK, MADV_KEEPONFORK, "MADV_WIPEONFORK"},
+    {&MappingRange::dont_dump, MADV_DONTDUMP, MADV_DODUMP, "MADV_DONTDUMP"},
+    {&MappingRange::mergeable, MADV_MERGEABLE, MADV_UNMERGEABLE, "MADV_MERGEABLE"},
+    {&MappingRange::sequential, MADV_SEQUENTIAL, MADV_NORMAL, "MADV_SEQUENTIAL"},
+    {&MappingRange::random, MADV_RANDOM, MADV_NORMAL, "MADV_RANDOM"},
 };
+
+// What was taken back comes before what is given: MADV_NORMAL ends both kinds of read-ahead.
+void add_advice(NamedCalls& calls, const Part& part, const Advice& advice, bool give) {
+    const bool had = part.have != nullptr && (part.have->*advice.wanted)();
+    const bool wants = (part.want->*advice.wanted)();
+    if (had == wants || wants != give || (!give && advice.take_back == 0)) return;
+    calls.call(fmt::format("{} {} for {:x}-{:x}", give ? "advise" : "take back", advice.name, part.start, part.end), SYS_madvise, part.start,
+               part.end - part.start, give ? advice.give : advice.take_back);
+}
 
 }  // namespace
 
@@ -59,42 +76,42 @@ uint32_t first_protection(const MappingRange& range) {
     return range.protection();
 }
 
-Result<void> Skeleton::State::make_mappings() {
-    TRY(make_anonymous());
-    TRY(make_of_files());
-    TRY(make_shared_objects());
-    return advise();
+Result<void> Skeleton::State::make_mappings(const image::Layout& of, const Parts& parts) {
+    TRY(make_anonymous(parts));
+    TRY(make_of_files(of, parts));
+    TRY(make_shared_objects(of, parts));
+    for (const auto& part : parts) filler.add(*part.want, part.start, part.end);
+    return advise(parts);
 }
 
-Result<void> Skeleton::State::make_anonymous() {
+Result<void> Skeleton::State::make_anonymous(const Parts& parts) {
     NamedCalls calls;
-    for (const MappingRange& range : layout.mappings())
-        if (range.kind() == image::MAPPING_ANONYMOUS)
-            calls.call(to_map(range, "anonymous"), SYS_mmap, range.start(), range.end() - range.start(), first_protection(range),
-                       MAP_PRIVATE | MAP_ANONYMOUS | extra_flags(range), -1, 0);
+    for (const Part& part : parts)
+        if (part.want->kind() == image::MAPPING_ANONYMOUS)
+            calls.call(to_map(part, "anonymous"), SYS_mmap, part.start, part.end - part.start, first_protection(*part.want),
+                       MAP_PRIVATE | MAP_ANONYMOUS | extra_flags(*part.want), -1, 0);
     return calls.run(*remote);
 }
 
 // Files are opened in the skeleton, so that the kernel's checks are those of an ordinary mapping, some at a time.
-Result<void> Skeleton::State::make_of_files() {
-    std::vector<std::vector<const MappingRange*>> by_file(static_cast<size_t>(layout.files_size()));
-    for (const MappingRange& range : layout.mappings())
-        if (range.file() != 0) by_file[range.file() - 1].push_back(&range);
+Result<void> Skeleton::State::make_of_files(const image::Layout& of, const Parts& parts) {
+    std::map<uint32_t, std::vector<const Part*>> by_file;
+    for (const Part& part : parts)
+        if (part.want->file() != 0) by_file[part.want->file()].push_back(&part);
 
-    for (int begin = 0; begin < layout.files_size(); begin += files_at_once) {
-        const int end = std::min(layout.files_size(), begin + files_at_once);
+    for (auto at = by_file.begin(); at != by_file.end();) {
         NamedCalls calls;
-        for (int i = begin; i < end; ++i) {
-            const image::MappedFile& file = layout.files(i);
+        for (int i = 0; i < files_at_once && at != by_file.end(); ++i, ++at) {
+            const image::MappedFile& file = of.files(static_cast<int>(at->first) - 1);
             const std::string path = printable(file.path());
             if (file.path().size() >= 4096) return peer_failed(fmt::format("mapped file {} has too long a name", path));
             // Without O_NONBLOCK a FIFO that took the place of the file would hang it.
             const int flags = (file.writable() ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK;
             const auto fd = calls.call("open the mapped file " + path, SYS_openat, AT_FDCWD, calls.batch().text(file.path()), flags);
-            for (const MappingRange* range : by_file[static_cast<size_t>(i)]) {
-                const int sharing = range->kind() == image::MAPPING_FILE_SHARED ? MAP_SHARED : MAP_PRIVATE;
-                calls.call(to_map(*range, path), SYS_mmap, range->start(), range->end() - range->start(), first_protection(*range),
-                           sharing | extra_flags(*range), calls.batch().result(fd), range->offset());
+            for (const Part* part : at->second) {
+                const int sharing = part->want->kind() == image::MAPPING_FILE_SHARED ? MAP_SHARED : MAP_PRIVATE;
+                calls.call(to_map(*part, path), SYS_mmap, part->start, part->end - part->start, first_protection(*part->want),
+                           sharing | extra_flags(*part->want), calls.batch().result(fd), offset_of(*part));
             }
             calls.try_call(SYS_close, calls.batch().result(fd));
         }
@@ -104,42 +121,42 @@ Result<void> Skeleton::State::make_of_files() {
 }
 
 // Each object is made whole at a free place; mremap(2) of old size 0 makes another mapping of the same pages.
-Result<void> Skeleton::State::make_shared_objects() {
+Result<void> Skeleton::State::make_shared_objects(const image::Layout& of, const Parts& parts) {
     std::map<uint64_t, SharedObject> objects;
-    for (const MappingRange& range : layout.mappings()) {
-        if (range.kind() != image::MAPPING_ANONYMOUS_SHARED) continue;
-        SharedObject& object = objects[range.shared_object()];
-        object.size = std::max(object.size, range.offset() + (range.end() - range.start()));
-        object.no_reserve |= range.no_reserve();
-        object.mappings.push_back(&range);
+    for (const Part& part : parts) {
+        if (part.want->kind() != image::MAPPING_ANONYMOUS_SHARED) continue;
+        SharedObject& object = objects[part.want->shared_object()];
+        object.size = std::max(object.size, offset_of(part) + (part.end - part.start));
+        object.no_reserve |= part.want->no_reserve();
+        object.parts.push_back(&part);
     }
-    std::vector<Span> taken = spans_of(layout);
+    std::vector<Span> taken = spans_of(of);
+    for (const Span& span : spans_of(layout)) taken.push_back(span);
     taken.push_back({remote->start().address(), remote->start().address() + remote->size()});
     NamedCalls calls;
     for (const auto& [id, object] : objects) {
         const uint64_t whole = TRY(free_range(taken, object.size));
         calls.call(fmt::format("make shared object {} of {} bytes", id, object.size), SYS_mmap, whole, object.size, PROT_READ | PROT_WRITE,
                    MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | (object.no_reserve ? MAP_NORESERVE : 0), -1, 0);
-        for (const MappingRange* range : object.mappings)
-            calls.call(to_map(*range, "shared"), SYS_mremap, whole + range->offset(), 0, range->end() - range->start(),
-                       MREMAP_MAYMOVE | MREMAP_FIXED, range->start());
+        for (const Part* part : object.parts)
+            calls.call(to_map(*part, "shared"), SYS_mremap, whole + offset_of(*part), 0, part->end - part->start,
+                       MREMAP_MAYMOVE | MREMAP_FIXED, part->start);
         calls.call("unmap a shared object", SYS_munmap, whole, object.size);
     }
     return calls.run(*remote);
 }
 
 // Before any page comes: MADV_HUGEPAGE decides how memory is made.
-Result<void> Skeleton::State::advise() {
+Result<void> Skeleton::State::advise(const Parts& parts) {
     NamedCalls calls;
-    for (const MappingRange& range : layout.mappings()) {
-        const uint64_t size = range.end() - range.start();
-        for (const Advice& advice : advices)
-            if ((range.*advice.wanted)())
-                calls.call(fmt::format("advise {} for {}", advice.name, range_name(range)), SYS_madvise, range.start(), size, advice.advice);
+    for (const Part& part : parts) {
+        for (const bool give : {false, true})
+            for (const Advice& advice : advices) add_advice(calls, part, advice, give);
         // A name is for people; kernels without CONFIG_ANON_VMA_NAME have none.
-        if (!range.name().empty())
-            calls.try_call(SYS_prctl, kernel::pr_set_vma, kernel::pr_set_vma_anon_name, range.start(), size,
-                           calls.batch().text(range.name().substr(0, 79)));
+        const bool named = part.have != nullptr && !part.have->name().empty();
+        if (part.want->name().empty() && !named) continue;
+        const auto name = part.want->name().empty() ? Batch::Operand(0) : calls.batch().text(part.want->name().substr(0, 79));
+        calls.try_call(SYS_prctl, kernel::pr_set_vma, kernel::pr_set_vma_anon_name, part.start, part.end - part.start, name);
     }
     return calls.run(*remote);
 }

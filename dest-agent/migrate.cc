@@ -22,7 +22,11 @@ namespace {
 
 constexpr milliseconds plan_limit{30'000};
 constexpr milliseconds message_limit{120'000};
-constexpr milliseconds round_limit{300'000};
+// A round takes as long as its pages; while they come by other connections the source says now and then that it lives.
+constexpr milliseconds round_limit{24 * 3600 * 1000};
+constexpr milliseconds silence_limit{60'000};
+constexpr milliseconds writing_limit{600'000};  // what was sent is written
+constexpr milliseconds alive_every{5'000};
 constexpr milliseconds data_limit{20'000};
 constexpr milliseconds abort_limit{2'000};
 
@@ -35,8 +39,14 @@ class Incoming {
 
   private:
     Result<bool> agree();
-    Result<void> build_skeletons();
-    Result<void> receive_memory();
+    Result<void> receive_memory(DestCommit& guard);
+    Result<bool> receive_layouts(uint32_t round, DestCommit& guard);
+    Result<void> receive_layout(image::Layout layout, DestCommit& guard);
+    Result<void> check_new_files(const image::Layout& layout) const;
+    Result<void> finish_round(PageReceiver& receiver, uint32_t round);
+    Result<void> finish_last_round(PageReceiver& receiver, uint32_t round);
+    Result<void> wait_for_pages(PageReceiver& receiver, const image::RoundEnd& end, uint32_t round);
+    PageTarget* find_target(uint32_t pid, uint64_t object);
     Result<void> restore();
     Result<void> check_credentials(const image::Process& process) const;
     Result<void> commit(DestCommit& commit);
@@ -48,6 +58,7 @@ class Incoming {
     image::Plan plan_;
     int64_t plan_arrived_ns_ = 0;
     std::shared_ptr<Session> session_;
+    std::optional<Spawner> spawner_;
     std::vector<Skeleton> skeletons_;
     Ledger ledger_;
 };
@@ -63,11 +74,7 @@ Result<void> Incoming::run() {
     DestCommit guard = TRY(DestCommit::prepare(std::move(commit_options)));
     // From the answer on the source may freeze its tree at any moment: our turn must come whatever this host does.
     ::setpriority(PRIO_PROCESS, 0, -20);
-    TRY(build_skeletons());
-    for (Skeleton& skeleton : skeletons_) TRY(guard.adopt(skeleton.pid()));
-    ledger_.mark("skeleton");
-    TRY(receive_memory());
-    ledger_.mark("memory");
+    TRY(receive_memory(guard));
     TRY(restore());
     return commit(guard);
 }
@@ -96,42 +103,104 @@ Result<bool> Incoming::agree() {
     return problems.empty();
 }
 
-Result<void> Incoming::build_skeletons() {
-    Spawner spawner = TRY(Spawner::start(plan_.clocks(), plan_arrived_ns_));
-    for (int i = 0; i < plan_.processes_size(); ++i) {
-        image::Layout layout;
-        TRY(control_.expect(FrameType::layout, layout, Deadline::in(message_limit)));
-        ledger_.start();
-        const auto& planned = plan_.processes();
-        const bool known = std::any_of(planned.begin(), planned.end(), [&](const image::PlannedProcess& process) {
-            return !process.pid().id().empty() && *process.pid().id().rbegin() == layout.pid();
-        });
-        if (!known) return peer_failed(fmt::format("a layout of pid {}, which the plan does not name", layout.pid()));
-        skeletons_.push_back(TRY(Skeleton::build(spawner, layout)));
-    }
-    return {};
-}
-
-Result<void> Incoming::receive_memory() {
-    std::map<uint32_t, Skeleton*> by_pid;
-    for (Skeleton& skeleton : skeletons_) by_pid[static_cast<uint32_t>(skeleton.pid())] = &skeleton;
-    PageReceiver receiver(TRY(session_->take(Deadline::in(data_limit))), [&](uint32_t pid, uint64_t object) -> PageTarget* {
-        const auto found = by_pid.find(pid);
-        return found == by_pid.end() || object != 0 ? nullptr : found->second;
-    });
-    receiver.open_round(0);
+// Round after round, until that of the frozen tree. Skeletons are made by the first layouts and corrected by the later ones,
+// pages written in place.
+Result<void> Incoming::receive_memory(DestCommit& guard) {
+    PageReceiver receiver(TRY(session_->take(Deadline::in(data_limit))), [this](uint32_t pid, uint64_t object) { return find_target(pid, object); });
     on_link_cut([this, &receiver] {
         control_.shut_down();
         receiver.shut_down();
     });
     const Undo only_control([this] { on_link_cut([this] { control_.shut_down(); }); });
+    spawner_ = TRY(Spawner::start(plan_.clocks(), plan_arrived_ns_));
+    for (uint32_t round = 0;; ++round) {
+        const bool last = TRY(receive_layouts(round, guard));
+        fault_point("round:layout");
+        // Layouts of this round are in place, pages of the rounds before are written.
+        receiver.open_round(round);
+        fault_point("round:open");
+        if (last) return finish_last_round(receiver, round);
+        TRY(finish_round(receiver, round));
+    }
+}
+
+// One for each process; true if they are those of the frozen tree.
+Result<bool> Incoming::receive_layouts(uint32_t round, DestCommit& guard) {
+    bool last = false;
+    for (int i = 0; i < plan_.processes_size(); ++i) {
+        image::Layout layout;
+        control_.set_idle_limit(silence_limit);
+        TRY(control_.expect(FrameType::layout, layout, Deadline::in(round_limit)));
+        if (i == 0) last = layout.last();
+        if (layout.last()) ledger_.start();
+        if (layout.round() != round || layout.last() != last)
+            return peer_failed(fmt::format("a layout of round {} where one of round {} was due", layout.round(), round));
+        TRY(receive_layout(std::move(layout), guard));
+    }
+    if (last) ledger_.mark("layout");
+    return last;
+}
+
+Result<void> Incoming::receive_layout(image::Layout layout, DestCommit& guard) {
+    const auto& planned = plan_.processes();
+    const bool known = std::any_of(planned.begin(), planned.end(), [&](const image::PlannedProcess& process) {
+        return !process.pid().id().empty() && *process.pid().id().rbegin() == layout.pid();
+    });
+    if (!known) return peer_failed(fmt::format("a layout of pid {}, which the plan does not name", layout.pid()));
+    TRY(check_new_files(layout));
+    for (Skeleton& skeleton : skeletons_)
+        if (skeleton.pid() == layout.pid()) return skeleton.correct(std::move(layout));
+    if (layout.same_mappings() || layout.dropped_size() != 0)
+        return peer_failed(fmt::format("the first layout of pid {} builds on another", layout.pid()));
+    skeletons_.push_back(TRY(Skeleton::build(*spawner_, layout)));
+    return guard.adopt(skeletons_.back().pid());
+}
+
+// Files that the tree mapped after the plan was made.
+Result<void> Incoming::check_new_files(const image::Layout& layout) const {
+    if (layout.new_files_size() == 0) return {};
+    const std::string boot_id = TRY(this_machine()).boot_id();
+    for (const image::FileIdentity& file : layout.new_files())
+        for (const Problem& problem : check_file(file, plan_, boot_id)) return Failure(problem);
+    return {};
+}
+
+Result<void> Incoming::finish_round(PageReceiver& receiver, uint32_t round) {
     image::RoundEnd end;
     TRY(control_.expect(FrameType::round_end, end, Deadline::in(round_limit)));
-    TRY(receiver.wait(end, Deadline::in(round_limit)));
-    for (Skeleton& skeleton : skeletons_) TRY(skeleton.finish_memory());
+    TRY(wait_for_pages(receiver, end, round));
     image::RoundReply reply;
-    reply.set_round(end.round());
+    reply.set_round(round);
     return control_.send(FrameType::round_reply, reply);
+}
+
+Result<void> Incoming::finish_last_round(PageReceiver& receiver, uint32_t round) {
+    image::RoundEnd end;
+    TRY(control_.expect(FrameType::last_round_end, end, Deadline::in(round_limit)));
+    TRY(wait_for_pages(receiver, end, round));
+    control_.set_idle_limit(milliseconds(0));
+    for (Skeleton& skeleton : skeletons_) TRY(skeleton.finish_memory());
+    ledger_.mark("memory");
+    return {};
+}
+
+// The source hears that we are at work.
+Result<void> Incoming::wait_for_pages(PageReceiver& receiver, const image::RoundEnd& end, uint32_t round) {
+    if (end.round() != round) return peer_failed(fmt::format("the end of round {} in round {}", end.round(), round));
+    const Deadline deadline = Deadline::in(writing_limit);
+    while (!TRY(receiver.wait(end, Deadline::in(alive_every)))) {
+        if (deadline.passed()) return peer_failed(fmt::format("not all pages of round {} came in time", round));
+        TRY(control_.keep_alive());
+    }
+    fault_point("round:written");
+    return {};
+}
+
+PageTarget* Incoming::find_target(uint32_t pid, uint64_t object) {
+    if (object != 0) return nullptr;
+    for (Skeleton& skeleton : skeletons_)
+        if (static_cast<uint32_t>(skeleton.pid()) == pid) return &skeleton;
+    return nullptr;
 }
 
 Result<void> Incoming::restore() {

@@ -19,10 +19,6 @@ bool always_huge_pages() {
 
 }  // namespace
 
-bool PageFiller::suits(const image::MappingRange& range) {
-    return range.kind() == image::MAPPING_ANONYMOUS && !range.huge_page();
-}
-
 Result<PageFiller> PageFiller::make(Remote& remote, int pidfd) {
     PageFiller filler;
     if (always_huge_pages()) return filler;
@@ -40,10 +36,10 @@ Result<PageFiller> PageFiller::make(Remote& remote, int pidfd) {
     return filler;
 }
 
-void PageFiller::add(const image::MappingRange& range) const {
-    if (!fd_ || !suits(range)) return;
+void PageFiller::add(const image::MappingRange& of, uint64_t start, uint64_t end) const {
+    if (!fd_ || of.kind() != image::MAPPING_ANONYMOUS || of.huge_page()) return;
     uffdio_register mapping{};
-    mapping.range = {range.start(), range.end() - range.start()};
+    mapping.range = {start, end - start};
     mapping.mode = UFFDIO_REGISTER_MODE_MISSING;
     (void)::ioctl(fd_.get(), UFFDIO_REGISTER, &mapping);
 }

@@ -22,10 +22,9 @@ class PageFiller {
     // when the skeleton is gone.
     static Result<PageFiller> make(Remote& remote, int pidfd);
 
-    // Takes a mapping that was just made, if it is private anonymous memory without huge pages; else, or where that fails, its
+    // Takes a part of a mapping that was just made, if it is private anonymous memory without huge pages; else, or where that fails, its
     // pages are made by plain writes. What is unmapped or moved later leaves by itself.
-    void add(const image::MappingRange& range) const;
-    static bool suits(const image::MappingRange& range);
+    void add(const image::MappingRange& of, uint64_t start, uint64_t end) const;
 
     struct Filled {
         size_t bytes = 0;

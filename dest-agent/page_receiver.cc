@@ -32,11 +32,10 @@ void PageReceiver::shut_down() {
 void PageReceiver::open_round(uint32_t round) {
     const std::lock_guard lock(lock_);
     open_ = round;
-    next_round_ = round + 1;
     changed_.notify_all();
 }
 
-Result<void> PageReceiver::wait(const image::RoundEnd& end, Deadline deadline) {
+Result<bool> PageReceiver::wait(const image::RoundEnd& end, Deadline deadline) {
     if (static_cast<size_t>(end.frames_size()) != streams_.size())
         return peer_failed(fmt::format("the round's end counts {} data connections, there are {}", end.frames_size(), streams_.size()));
     std::unique_lock lock(lock_);
@@ -47,7 +46,7 @@ Result<void> PageReceiver::wait(const image::RoundEnd& end, Deadline deadline) {
             if (streams_[i].frames < end.frames(static_cast<int>(i)) || streams_[i].writing) return false;
         return true;
     };
-    if (!changed_.wait_until(lock, deadline.when(), settled)) return peer_failed("not all pages of the round came in time");
+    if (!changed_.wait_until(lock, deadline.when(), settled)) return false;
     if (problem_) return Failure(*problem_);
     for (size_t i = 0; i < streams_.size(); ++i) {
         if (streams_[i].round != end.round())
@@ -56,7 +55,7 @@ Result<void> PageReceiver::wait(const image::RoundEnd& end, Deadline deadline) {
             return peer_failed(fmt::format("data connection {} brought more than the round's end counts", i));
     }
     open_.reset();
-    return {};
+    return true;
 }
 
 void PageReceiver::receive(Stream& stream) {

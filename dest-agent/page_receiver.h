@@ -39,8 +39,9 @@ class PageReceiver {
 
     // The layouts of this round are in place: its pages may be written. Rounds are 0, 1, 2 ...; that of `end` before.
     void open_round(uint32_t round);
-    // Waits until every connection has brought the frames that `end` counts, all of them written, and closes the round.
-    Result<void> wait(const image::RoundEnd& end, Deadline deadline);
+    // Waits until every connection has brought the frames that `end` counts, all of them written, and closes the round. False:
+    // the deadline passed before that.
+    Result<bool> wait(const image::RoundEnd& end, Deadline deadline);
     // From any thread: the connections end.
     void shut_down();
     uint64_t bytes() const { return bytes_; }  // of pages, before compression
@@ -63,7 +64,6 @@ class PageReceiver {
     std::mutex lock_;
     std::condition_variable changed_;
     std::optional<uint32_t> open_;  // the round whose pages may be written
-    uint32_t next_round_ = 0;       // to be opened
     std::optional<Problem> problem_;
     std::atomic<uint64_t> bytes_ = 0;
     bool stopping_ = false;

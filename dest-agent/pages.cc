@@ -22,7 +22,6 @@ struct Skeleton::State::Piece {
     uint64_t size = 0;
     const std::byte* content = nullptr;
     bool private_anonymous = false;  // zero where it has no page
-    bool fillable = false;
 };
 
 namespace {
@@ -63,9 +62,7 @@ Result<const MappingRange*> Skeleton::State::mapping_for(uint64_t address) const
                                         [](uint64_t at, const MappingRange& range) { return at < range.start(); });
     if (after != mappings.begin() && std::prev(after)->end() > address) {
         const MappingRange& range = *std::prev(after);
-        if (range.kind() == image::MAPPING_ANONYMOUS || range.kind() == image::MAPPING_FILE_PRIVATE ||
-            range.kind() == image::MAPPING_ANONYMOUS_SHARED)
-            return &range;
+        if (takes_pages(range)) return &range;
         return peer_failed(fmt::format("a page at {:#x} of process {} is in {}, whose content is not the source's to send", address,
                                        layout.pid(), range_name(range)),
                            hostile);
@@ -85,7 +82,7 @@ Result<std::vector<Skeleton::State::Piece>> Skeleton::State::cut(std::span<const
         for (uint64_t at = range.address; at < end;) {
             const MappingRange& mapping = *TRY(mapping_for(at));
             const uint64_t size = std::min(mapping.end(), end) - at;
-            pieces.push_back({at, size, nullptr, mapping.kind() == image::MAPPING_ANONYMOUS, PageFiller::suits(mapping)});
+            pieces.push_back({at, size, nullptr, mapping.kind() == image::MAPPING_ANONYMOUS});
             at += size;
         }
     }
@@ -114,7 +111,7 @@ Result<void> Skeleton::zero(std::span<const PageRange> ranges) {
         for (const PageRegion& region : regions) {
             if ((region.categories & page_is_pfnzero) != 0) continue;
             for (uint64_t at = region.start; at < region.end; at += sizeof zeros) {
-                pieces.push_back({at, std::min<uint64_t>(sizeof zeros, region.end - at), zeros, range.private_anonymous, range.fillable});
+                pieces.push_back({at, std::min<uint64_t>(sizeof zeros, region.end - at), zeros, range.private_anonymous});
                 if (pieces.size() == most_pieces) TRY(state_->write(std::exchange(pieces, {})));
             }
         }
@@ -122,14 +119,14 @@ Result<void> Skeleton::zero(std::span<const PageRange> ranges) {
     return state_->write(std::move(pieces));
 }
 
-// There are two quick ways: missing pages of fillable mappings are filled, those that are there written. Each goes as far as it
+// There are two quick ways: missing pages of private memory are filled, those that are there written. Each goes as far as it
 // can, and the one that worked last is tried first. /proc/PID/mem is for what is not writable.
 Result<void> Skeleton::State::write(std::vector<Piece> pieces) {
     bool fill = filling;
     const auto attempt = [&](size_t first) -> Step {
         const Piece& piece = pieces[first];
         if (!fill) return write_plainly<Piece>(layout.pid(), std::span(pieces).subspan(first));
-        if (!piece.fillable) return {0, ENOENT};
+        if (!piece.private_anonymous) return {0, ENOENT};
         const auto [bytes, error] = filler.fill(piece.address, piece.content, piece.size);
         return {bytes, error};
     };

@@ -12,6 +12,7 @@
 #include <csignal>
 #include <ctime>
 
+#include "common/base/file.h"
 #include "common/kernel/abi.h"
 #include "common/kernel/proc.h"
 #include "dest-agent/named_calls.h"
@@ -26,13 +27,6 @@ constexpr size_t most_threads_at_once = 1000;
 
 bool is_vdso(const Vma& vma) { return vma.path == "[vdso]" || vma.path.starts_with("[vvar"); }
 
-// The calls that the executor makes with the layout's addresses must find none of them taken, by it or by the stub.
-Result<RemotePtr> place_for_executor(const image::Layout& layout) {
-    std::vector<Span> taken = spans_of(layout);
-    for (const Vma& vma : TRY(read_maps(layout.pid()))) taken.push_back({vma.start, vma.end});
-    return RemotePtr(TRY(free_range(std::move(taken), executor_room)));
-}
-
 // The kernel decides how large its pages beside the vDSO are; code that was compiled against others would read nonsense.
 Result<void> check_vdso_place(const image::Layout& layout) {
     std::vector<std::pair<uint64_t, uint64_t>> here, there;
@@ -46,6 +40,13 @@ Result<void> check_vdso_place(const image::Layout& layout) {
 }
 
 }  // namespace
+
+// The calls that the executor makes with the layout's addresses must find none of them taken, by it or by the stub.
+Result<RemotePtr> place_for_executor(const image::Layout& layout) {
+    std::vector<Span> taken = spans_of(layout);
+    for (const Vma& vma : TRY(read_maps(layout.pid()))) taken.push_back({vma.start, vma.end});
+    return RemotePtr(TRY(free_range(std::move(taken), executor_room)));
+}
 
 Skeleton::Skeleton(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Skeleton::Skeleton(Skeleton&&) noexcept = default;
@@ -65,17 +66,21 @@ Result<Skeleton> Skeleton::build(Spawner& spawner, const image::Layout& layout) 
     TRY(state->start(spawner));
     // From here on its end is ours: ~State kills it.
     TRY(state->clear());
-    TRY(state->make_mappings());
-    TRY(state->set_memory_map());
-    TRY(state->make_threads());
     state->filler = TRY(PageFiller::make(*state->remote, state->pidfd.get()));
-    for (const auto& range : layout.mappings()) state->filler.add(range);
+    const LayoutChanges all = compare({}, state->layout);
+    TRY(state->make_mappings(state->layout, all.map));
+    TRY(state->make_threads({layout.tids().begin() + 1, layout.tids().end()}));
     return Skeleton(std::move(state));
 }
+
+Result<void> Skeleton::correct(image::Layout next) { return state_->correct(std::move(next)); }
 
 Result<void> Skeleton::State::start(Spawner& spawner) {
     tasks.reserve(static_cast<size_t>(layout.tids_size()));
     tasks.push_back(TRY(spawner.spawn(layout.pid())));
+    // When memory runs out it is this copy that goes first, not a program of this host. restore_process() sets what the
+    // tree has.
+    TRY(write_once(fmt::format("/proc/{}/oom_score_adj", layout.pid()), "1000"));
     pidfd = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, layout.pid(), 0)));
     if (!pidfd) return fail_errno(fmt::format("pidfd_open of process {}", layout.pid()));
     memory = TRY(ProcessMemory::open(layout.pid()));
@@ -99,56 +104,27 @@ Result<void> Skeleton::State::clear() {
     return check_vdso_place(layout);
 }
 
-Result<void> Skeleton::State::set_memory_map() {
-    NamedCalls open;
-    const auto executable = open.call(fmt::format("open the executable {}", layout.executable()), SYS_openat, AT_FDCWD,
-                                      open.batch().text(layout.executable()), O_RDONLY | O_CLOEXEC);
-    TRY(open.run(*remote));
-    const image::MemoryMap& from = layout.memory_map();
-    prctl_mm_map map{};
-    map.start_code = from.start_code();
-    map.end_code = from.end_code();
-    map.start_data = from.start_data();
-    map.end_data = from.end_data();
-    map.start_brk = from.start_brk();
-    map.brk = from.brk();
-    map.start_stack = from.start_stack();
-    map.arg_start = from.arg_start();
-    map.arg_end = from.arg_end();
-    map.env_start = from.env_start();
-    map.env_end = from.env_end();
-    map.auxv_size = static_cast<uint32_t>(from.auxv().size());
-    map.exe_fd = static_cast<uint32_t>(open.batch().result_of(executable));
-    NamedCalls set;
-    const auto memory_map = set.batch().bytes(&map, sizeof map);
-    if (!from.auxv().empty())
-        set.batch().point(memory_map, offsetof(prctl_mm_map, auxv), set.batch().bytes(from.auxv().data(), from.auxv().size()));
-    set.call("set the memory map (PR_SET_MM_MAP)", SYS_prctl, PR_SET_MM, PR_SET_MM_MAP, memory_map, sizeof map, 0);
-    set.call("close the executable", SYS_close, map.exe_fd);
-    return set.run(*remote);
-}
-
 // Threads are born inside the executor with all signals blocked; PTRACE_O_TRACECLONE stops each before its first instruction.
-Result<void> Skeleton::State::make_threads() {
+Result<void> Skeleton::State::make_threads(const std::vector<int32_t>& tids) {
     constexpr uint64_t kind = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
-    const auto count = static_cast<size_t>(layout.tids_size());
-    for (size_t begin = 1; begin < count; begin += most_threads_at_once) {
+    for (size_t begin = 0; begin < tids.size(); begin += most_threads_at_once) {
         NamedCalls calls;
-        for (size_t i = begin; i < std::min(count, begin + most_threads_at_once); ++i) {
-            const int32_t tid = layout.tids(static_cast<int>(i));
+        for (size_t i = begin; i < std::min(tids.size(), begin + most_threads_at_once); ++i) {
             clone_args arguments{};
             arguments.flags = kind;
             arguments.set_tid_size = 1;
             const auto wanted = calls.batch().bytes(&arguments, sizeof arguments);
-            calls.batch().point(wanted, offsetof(clone_args, set_tid), calls.batch().bytes(&tid, sizeof tid));
-            calls.call(fmt::format("make thread {}", tid), SYS_clone3, wanted, sizeof arguments);
+            calls.batch().point(wanted, offsetof(clone_args, set_tid), calls.batch().bytes(&tids[i], sizeof tids[i]));
+            calls.call(fmt::format("make thread {}", tids[i]), SYS_clone3, wanted, sizeof arguments);
         }
         const auto made = calls.run(*remote);
         if (!made) return Failure(Problem(made.error()).hinted("the task id may be in use here"));
     }
     (void)remote->take_new_tasks();  // numbered as we asked
-    for (size_t i = 1; i < count; ++i) {
-        tasks.push_back(Tracee::adopt(layout.tids(static_cast<int>(i))));
+    tasks.reserve(tasks.size() + tids.size());
+    remote->host_moved(tasks.front());
+    for (const int32_t tid : tids) {
+        tasks.push_back(Tracee::adopt(tid));
         TRY(tasks.back().wait_stopped(Deadline::in(patience)));
     }
     return {};

@@ -1,7 +1,7 @@
 // The destination's stopped, empty copy of one process: its final PID and TIDs, its mappings, nothing that runs.
 //
-// Life: Skeleton::build() → write(), zero() → finish_memory() → restore_files(), restore_process() → seal(): executor gone, every
-// task stopped by ptrace with its final registers → commit, which makes it run by Tracee::detach() (not release(): what
+// Life: Skeleton::build() → write(), zero() → [ correct() → write(), zero() ] ... → finish_memory() → restore_files(),
+// restore_process() → seal(): executor gone, every task stopped by ptrace with its final registers → commit, which makes it run by Tracee::detach() (not release(): what
 // at_stop() holds are the stub's registers).
 //
 // What happens if we die: PTRACE_O_EXITKILL kills every task of it until the commit clears that.
@@ -70,7 +70,11 @@ class Skeleton : public PageTarget {
     Remote& remote();
     std::vector<Tracee>& tasks();  // leader first, in the order of layout().tids()
 
-    // Pages by address, in place, whatever their mapping's protection. From any thread, while no layout is being changed.
+    // Makes it what a later layout says: mappings and threads that came or went, protections, advice, dropped pages. Memory that
+    // is the same in both layouts keeps its content. After a Problem only its end makes sense.
+    Result<void> correct(image::Layout next);
+
+    // Pages by address, in place, whatever their mapping's protection. From any thread, while no layout is being corrected.
     Result<void> write(std::span<const PageRange> ranges, const std::byte* content) override;
     Result<void> zero(std::span<const PageRange> ranges) override;
     // Called once when all pages have arrived: protections become those of the layout. Until then memory that was not

@@ -4,14 +4,17 @@
 #include <atomic>
 #include <optional>
 
+#include "common/image/layout_changes.h"
 #include "dest-agent/layout.h"
 #include "dest-agent/page_filler.h"
 #include "dest-agent/skeleton.h"
 
 namespace godwit {
 
-// What a mapping is made with. Where that is not its final protection, finish_memory() changes it.
+// What a mapping has until finish_memory(), where that is not its final protection.
 uint32_t first_protection(const image::MappingRange& range);
+// Where no mapping of the layout is and nothing else in the skeleton.
+Result<RemotePtr> place_for_executor(const image::Layout& layout);
 
 struct Skeleton::State {
     State() = default;
@@ -30,16 +33,25 @@ struct Skeleton::State {
     // skeleton.cc
     Result<void> start(Spawner& spawner);
     Result<void> clear();
-    Result<void> set_memory_map();
-    Result<void> make_threads();
+    Result<void> make_threads(const std::vector<int32_t>& tids);
     void kill();
 
-    // mappings.cc
-    Result<void> make_mappings();
-    Result<void> make_anonymous();
-    Result<void> make_of_files();
-    Result<void> make_shared_objects();
-    Result<void> advise();
+    // corrections.cc
+    Result<void> correct(image::Layout next);
+    Result<void> clear_the_way(const image::Layout& next);
+    Result<void> unmap(const std::vector<LayoutChanges::Span>& spans);
+    Result<void> adjust(const std::vector<LayoutChanges::Part>& parts);
+    Result<void> drop(const image::Layout& next);
+    Result<void> correct_threads(const image::Layout& next);
+    Result<void> end_thread(Tracee& task);
+
+    // mappings.cc: `parts` of `of`, where nothing is mapped
+    using Parts = std::vector<LayoutChanges::Part>;
+    Result<void> make_mappings(const image::Layout& of, const Parts& parts);
+    Result<void> make_anonymous(const Parts& parts);
+    Result<void> make_of_files(const image::Layout& of, const Parts& parts);
+    Result<void> make_shared_objects(const image::Layout& of, const Parts& parts);
+    Result<void> advise(const Parts& parts);
 
     // pages.cc
     struct Piece;

@@ -13,8 +13,12 @@
 #include "common/base/log.h"
 #include "common/base/uuid.h"
 #include "common/kernel/machine.h"
+#include "common/kernel/proc.h"
+#include "source-agent/calibration.h"
 #include "source-agent/commit.h"
-#include "source-agent/page_streams.h"
+#include "source-agent/convergence.h"
+#include "source-agent/memory_rounds.h"
+#include "source-agent/track/dirty_tracker.h"
 #include "transport/handshake.h"
 
 namespace godwit {
@@ -22,8 +26,12 @@ namespace {
 
 constexpr milliseconds plan_limit{60'000};    // the destination hashes files
 constexpr milliseconds freeze_limit{30'000};  // all tasks of the tree are stopped within
-constexpr milliseconds round_limit{300'000};  // the last pages are written, after they were all sent
 constexpr milliseconds abort_limit{2'000};
+constexpr milliseconds alive_every{5'000};    // the destination hears of us while pages go by other connections
+
+double milliseconds_between(Clock::time_point from, Clock::time_point to) {
+    return std::chrono::duration<double, std::milli>(to - from).count();
+}
 
 // The connections of one migration. Shut down together, from any thread.
 class Connections {
@@ -40,7 +48,7 @@ class Connections {
     Result<void> open_data() {
         std::vector<std::unique_ptr<Channel>> channels;
         for (uint32_t stream = 0; stream < options_.streams; ++stream) channels.push_back(TRY(open(image::ROLE_DATA, stream)));
-        pages_ = std::make_unique<PageStreams>(std::move(channels), options_.compression);
+        data_ = std::make_unique<PageStreams>(std::move(channels), options_.compression);
         return {};
     }
     // Tells the destination why we give up, so that it need not find out by a time-out.
@@ -50,9 +58,14 @@ class Connections {
     // Everything that the destination's ABORT named.
     std::vector<Problem> troubles() const { return control_ ? control_->troubles() : std::vector<Problem>{}; }
     Channel& control() { return *control_; }
-    PageStreams& pages() { return *pages_; }
+    PageStreams& data() { return *data_; }
     uint64_t bytes_sent() const {
-        return (control_ ? control_->counters().bytes_sent : 0) + (pages_ ? pages_->bytes_sent() : 0);
+        return (control_ ? control_->counters().bytes_sent : 0) + (data_ ? data_->bytes_sent() : 0);
+    }
+    void stay_alive() {
+        if (Clock::now() - said_ < alive_every) return;
+        said_ = Clock::now();
+        (void)control_->keep_alive();  // a broken connection is found by whoever needs it
     }
 
   private:
@@ -64,13 +77,14 @@ class Connections {
     }
     void shut_down() {
         if (control_) control_->shut_down();
-        if (pages_) pages_->shut_down();
+        if (data_) data_->shut_down();
     }
 
     const MigrateOptions& options_;
     std::string id_;
     std::unique_ptr<Channel> control_;
-    std::unique_ptr<PageStreams> pages_;
+    std::unique_ptr<PageStreams> data_;
+    Clock::time_point said_ = Clock::now();
 };
 
 // A tree whose every task is stopped. Its end lets whatever is left of it run on.
@@ -92,7 +106,7 @@ class Migration {
   public:
     Migration(const MigrateOptions& options, std::string id) : options_(options), id_(std::move(id)), links_(options, id_) {
         report().migration_id = id_;
-        report().mode = "stop";
+        report().mode = options.mode == image::MODE_STOP ? "stop" : "pre-copy";
     }
 
     MigrateOutcome run();
@@ -102,14 +116,18 @@ class Migration {
     Report& report() { return outcome_.report; }
     Result<void> survey_tree();
     Result<void> agree();
-    Result<void> freeze_copy_commit();
+    Result<void> move_tree();
+    Result<void> copy_running(MemoryRounds& memory);
+    Failure does_not_converge(const Convergence& convergence) const;
     Result<FrozenTree> freeze();
-    Result<void> copy(FrozenTree& frozen);
-    Result<void> send_memory(std::vector<Subject>& subjects);
-    Result<void> send_round_end();
-    Result<void> send_state(std::vector<Subject>& subjects, std::vector<Remote>& executors);
-    Result<void> commit(SourceCommit& commit, FrozenTree& frozen);
-    void close_ledger(const SourceCommit& commit);
+    Result<void> copy_frozen(FrozenTree& frozen, MemoryRounds& memory);
+    Result<std::vector<image::Process>> collect_state(FrozenTree& frozen, image::Files& files);
+    Result<void> send_state(const std::vector<image::Process>& processes, const image::Files& files);
+    Result<void> commit(SourceCommit& commit, FrozenTree& frozen, const MemoryRounds& memory);
+    void close_ledger(const SourceCommit& commit, const MemoryRounds& memory);
+    void note_round(const MemoryRounds& memory, bool frozen);
+    uint64_t items(const MemoryRounds& memory) const;
+    void tell(Stage stage, const MemoryRounds* memory = nullptr);
     MigrateOutcome finish(Result<void> result);
 
     const MigrateOptions& options_;
@@ -118,20 +136,25 @@ class Migration {
     Tree tree_;
     image::Plan plan_;
     std::string peer_state_id_;
+    Calibration calibration_;
     Ledger ledger_;
+    Progress progress_;
     Clock::time_point begun_ = Clock::now();
+    Clock::time_point round_begun_{};
+    double scan_ms_ = 0;
     Clock::time_point frozen_at_{};
     MigrateOutcome outcome_;
 };
 
 MigrateOutcome Migration::run() {
+    tell(Stage::survey);
     // Refuse before anything is touched: what the source sees, then what the destination sees.
     if (auto surveyed = survey_tree(); !surveyed) return finish(std::move(surveyed));
     if (!outcome_.problems.empty()) return finish({});
     if (auto agreed = agree(); !agreed) return finish(std::move(agreed));
     if (!outcome_.problems.empty()) return finish({});
     // Beyond this point the tree is touched, and every change has a guard.
-    return finish(freeze_copy_commit());
+    return finish(move_tree());
 }
 
 MigrateOutcome Migration::check(bool ask_destination) {
@@ -144,6 +167,10 @@ Result<void> Migration::survey_tree() {
     tree_ = Tree{options_.tree, {options_.tree}};
     plan_.set_mode(options_.mode);
     outcome_.problems = TRY(survey(tree_, options_.collect, plan_));
+    if (options_.mode == image::MODE_STOP) return {};
+    if (!outcome_.problems.empty()) return {};  // of a process that cannot be looked into nothing more is asked
+    for (const pid_t pid : tree_.pids)
+        for (Problem& problem : check_tracking(pid, options_.tracker)) outcome_.problems.push_back(std::move(problem));
     return {};
 }
 
@@ -160,10 +187,11 @@ Result<void> Migration::agree() {
     TRY(links_.control().expect(FrameType::plan_reply, reply, Deadline::in(plan_limit)));
     for (Problem& problem : from_wire(reply.problems())) outcome_.problems.push_back(std::move(problem));
     peer_state_id_ = reply.state_id();
+    calibration_ = Calibration::load(options_.state_dir, peer_state_id_);
     return {};
 }
 
-Result<void> Migration::freeze_copy_commit() {
+Result<void> Migration::move_tree() {
     SourceCommitOptions commit_options;
     commit_options.state_dir = options_.state_dir;
     commit_options.migration_id = id_;
@@ -173,14 +201,77 @@ Result<void> Migration::freeze_copy_commit() {
     SourceCommit guard = TRY(SourceCommit::prepare(std::move(commit_options), tree_.pids));
     TRY(links_.open_data());
 
+    MemoryRounds memory(links_.control(), links_.data(), [&] {
+        links_.stay_alive();
+        tell(progress_.stage, &memory);
+    });
+    for (const pid_t pid : tree_.pids) TRY(memory.add(pid, pid, plan_));
+    if (options_.mode != image::MODE_STOP) TRY(copy_running(memory));
+
     // The agent must get its turn however busy the tree's host is, the tree's own threads included.
     ::setpriority(PRIO_PROCESS, 0, -20);
     FrozenTree frozen = TRY(freeze());
-    TRY(copy(frozen));
-    return commit(guard, frozen);
+    TRY(copy_frozen(frozen, memory));
+    tell(Stage::restore, &memory);
+    return commit(guard, frozen, memory);
+}
+
+// Rounds of the running tree, until the downtime would be short enough. The tree was not stopped for longer than it takes to
+// put the tracker in; if anything fails it runs on, untracked.
+Result<void> Migration::copy_running(MemoryRounds& memory) {
+    TRY(memory.track(options_.tracker));
+    report().tracker = memory.backend();
+    const auto limit = static_cast<double>(options_.downtime_limit.count());
+    progress_.downtime_limit_ms = limit;
+    Convergence convergence({limit, options_.max_rounds, options_.force}, calibration_.fixed_ms(items(memory)));
+    Clock::time_point scanned_at{};
+    for (;;) {
+        round_begun_ = Clock::now();
+        TRY(memory.scan_running());
+        const auto now = Clock::now();
+        scan_ms_ = milliseconds_between(round_begun_, now);
+        const bool first = scanned_at == Clock::time_point{};
+        convergence.scanned(memory.pending_bytes(), first ? 0 : milliseconds_between(scanned_at, now), scan_ms_);
+        scanned_at = now;
+        report().predicted_downtime_ms = progress_.predicted_downtime_ms = convergence.predicted_ms();
+        report().dirty_bytes_per_second = progress_.dirty_bytes_per_second = convergence.dirty_bytes_per_second();
+        report().link_bytes_per_second = convergence.link_bytes_per_second();
+        const Decision decision = convergence.decide();
+        if (decision == Decision::freeze) return {};
+        if (decision == Decision::give_up) return does_not_converge(convergence);
+        fault_point("round:begin");
+        progress_.round = convergence.rounds_sent();
+        tell(Stage::round, &memory);
+        const uint64_t bytes = memory.pending_bytes();
+        TRY(memory.send_running());
+        convergence.sent(bytes, memory.last_round().milliseconds);
+        note_round(memory, false);
+        tell(Stage::round, &memory);
+    }
+}
+
+Failure Migration::does_not_converge(const Convergence& convergence) const {
+    const double predicted = convergence.predicted_ms().value_or(0);
+    const double dirty = convergence.dirty_bytes_per_second().value_or(0) / 1e6;
+    const double link = convergence.link_bytes_per_second().value_or(0) / 1e6;
+    const double fixed = convergence.fixed_ms();
+    const auto limit = options_.downtime_limit.count();
+    std::string hint;
+    if (fixed > static_cast<double>(limit))
+        hint = fmt::format("{:.0f} ms of it do not depend on memory: use --downtime-limit {:.0f} or more, or --force", fixed, fixed * 2);
+    else if (dirty < link)
+        hint = fmt::format("use --downtime-limit {:.0f} or more, more --max-rounds, or --force", predicted + 1);
+    else
+        hint = fmt::format("it writes faster than the link takes: use a faster link or more --streams, slow the program down, "
+                           "use --downtime-limit {:.0f} or more, or --force", predicted + 1);
+    return fail(fmt::format("pid {} does not converge: after {} rounds the downtime would be {:.0f} ms, the limit is {} ms; it dirties "
+                            "{:.1f} MB/s, the link takes {:.1f} MB/s",
+                            options_.tree, convergence.rounds_sent(), predicted, limit, dirty, link),
+                std::move(hint));
 }
 
 Result<FrozenTree> Migration::freeze() {
+    fault_point("freeze");
     frozen_at_ = Clock::now();
     ledger_.start();
     std::vector<StoppedProcess> processes;
@@ -189,8 +280,24 @@ Result<FrozenTree> Migration::freeze() {
     return FrozenTree(std::move(processes));
 }
 
-// Every task is stopped. Executors come and go in here: afterwards registers are as at the stop again.
-Result<void> Migration::copy(FrozenTree& frozen) {
+// Every task is stopped. The last pages are on their way while the state is collected.
+Result<void> Migration::copy_frozen(FrozenTree& frozen, MemoryRounds& memory) {
+    TRY(memory.scan_stopped());
+    scan_ms_ = milliseconds_between(ledger_.last(), Clock::now());
+    ledger_.mark("scan");
+    TRY(memory.begin_last());
+    image::Files files;
+    const auto processes = collect_state(frozen, files);
+    ledger_.mark("collect");
+    TRY(memory.finish_last());
+    note_round(memory, true);
+    ledger_.mark("memory");
+    if (!processes) return Failure(processes.error());
+    return send_state(*processes, files);
+}
+
+// Executors come and go in here: afterwards registers are as at the stop again, and nothing of ours is in the tree.
+Result<std::vector<image::Process>> Migration::collect_state(FrozenTree& frozen, image::Files& files) {
     std::vector<Remote> executors;
     std::vector<Subject> subjects;
     executors.reserve(frozen.processes().size());
@@ -198,96 +305,82 @@ Result<void> Migration::copy(FrozenTree& frozen) {
         executors.push_back(TRY(Remote::attach(process.tasks.front())));
         subjects.push_back({&process, &executors.back(), process.pid});
     }
-    ledger_.mark("executor");
-    std::vector<image::Layout> layouts;
-    TRY(send_memory(subjects));
-    TRY(send_round_end());
-    ledger_.mark("memory");
-    TRY(send_state(subjects, executors));
+    files = TRY(collect_files(subjects, options_.collect));
+    std::vector<image::Process> processes;
+    for (Subject& subject : subjects) processes.push_back(TRY(collect_process(subject)));
+    for (Remote& executor : executors) TRY(executor.leave());
+    for (size_t i = 0; i < subjects.size(); ++i) TRY(collect_stopped(*subjects[i].process, processes[i]));
+    return processes;
+}
+
+Result<void> Migration::send_state(const std::vector<image::Process>& processes, const image::Files& files) {
+    for (const image::Process& process : processes) TRY(links_.control().send(FrameType::process, process));
+    TRY(links_.control().send(FrameType::files, files));
+    TRY(links_.control().send(FrameType::state_end, image::Troubles{}));
     ledger_.mark("state");
     return {};
 }
 
-// Zero pages of private anonymous memory are left out: the destination's are zero from the start.
-void add_jobs(const PageSource& source, const image::Layout& layout, const std::vector<ByteRange>& ranges, std::vector<PageJob>& jobs) {
-    PageJob anonymous, other;
-    anonymous.pid = other.pid = static_cast<uint32_t>(layout.pid());
-    anonymous.source = other.source = &source;
-    anonymous.zeros_there = true;
-    auto range = ranges.begin();
-    for (const image::MappingRange& mapping : layout.mappings()) {
-        while (range != ranges.end() && range->end <= mapping.start()) ++range;
-        PageJob& job = mapping.kind() == image::MAPPING_FILE_PRIVATE ? other : anonymous;
-        for (auto part = range; part != ranges.end() && part->start < mapping.end(); ++part)
-            job.ranges.push_back({std::max(part->start, mapping.start()), std::min(part->end, mapping.end())});
-    }
-    jobs.push_back(std::move(anonymous));
-    jobs.push_back(std::move(other));
-}
-
-Result<void> Migration::send_memory(std::vector<Subject>& subjects) {
-    std::vector<std::unique_ptr<PageSource>> sources;
-    std::vector<PageJob> jobs;
-    for (Subject& subject : subjects) {
-        const image::Layout layout = TRY(collect_layout(subject));
-        TRY(links_.control().send(FrameType::layout, layout));
-        sources.push_back(process_pages(subject.process->pid));
-        add_jobs(*sources.back(), layout, TRY(content_ranges(subject.process->pid, layout)), jobs);
-    }
-    const auto begun = Clock::now();
-    const SentPages sent = TRY(links_.pages().send(0, jobs));
-    RoundReport round;
-    round.frozen = true;
-    round.pages = sent.pages, round.zero_pages = sent.zero_pages, round.bytes = sent.bytes;
-    round.milliseconds = std::chrono::duration<double, std::milli>(Clock::now() - begun).count();
-    report().rounds.push_back(round);
-    return {};
-}
-
-Result<void> Migration::send_round_end() {
-    image::RoundEnd end;
-    links_.pages().count(end);
-    TRY(links_.control().send(FrameType::round_end, end));
-    image::RoundReply reply;
-    TRY(links_.control().expect(FrameType::round_reply, reply, Deadline::in(round_limit)));
-    if (reply.round() != end.round()) return peer_failed("the destination answered another round");
-    return {};
-}
-
-Result<void> Migration::send_state(std::vector<Subject>& subjects, std::vector<Remote>& executors) {
-    const image::Files files = TRY(collect_files(subjects, options_.collect));
-    std::vector<image::Process> processes;
-    for (Subject& subject : subjects) processes.push_back(TRY(collect_process(subject)));
-    for (Remote& executor : executors) TRY(executor.leave());
-    // Beyond this point nothing of ours is in the tree: it would run on as it was if it were let go.
-    for (size_t i = 0; i < subjects.size(); ++i) {
-        TRY(collect_stopped(*subjects[i].process, processes[i]));
-        TRY(links_.control().send(FrameType::process, processes[i]));
-    }
-    TRY(links_.control().send(FrameType::files, files));
-    return links_.control().send(FrameType::state_end, image::Troubles{});
-}
-
-Result<void> Migration::commit(SourceCommit& commit, FrozenTree& frozen) {
+Result<void> Migration::commit(SourceCommit& commit, FrozenTree& frozen, const MemoryRounds& memory) {
     const SourceOutcome result = TRY(commit.commit(links_.control(), frozen.processes()));
     if (result == SourceOutcome::uncertain) return Failure(commit.problem());
-    close_ledger(commit);
+    close_ledger(commit, memory);
     return {};
 }
 
-void Migration::close_ledger(const SourceCommit& commit) {
-    const auto ms = [](auto duration) { return std::chrono::duration<double, std::milli>(duration).count(); };
+void Migration::close_ledger(const SourceCommit& commit, const MemoryRounds& memory) {
     const CommitTimes& times = commit.times();
     for (const auto& [name, microseconds] : ledger_.phases())
         report().downtime_phases_ms.emplace_back(name, static_cast<double>(microseconds) / 1000);
-    report().downtime_phases_ms.emplace_back("restore", ms(times.ready_received - ledger_.last()));
-    report().downtime_phases_ms.emplace_back("hold", ms(times.go_sent - times.ready_received));
-    report().downtime_phases_ms.emplace_back("go", ms(times.running_received - times.go_sent));
+    report().downtime_phases_ms.emplace_back("restore", milliseconds_between(ledger_.last(), times.ready_received));
+    report().downtime_phases_ms.emplace_back("hold", milliseconds_between(times.ready_received, times.go_sent));
+    report().downtime_phases_ms.emplace_back("go", milliseconds_between(times.go_sent, times.running_received));
     for (const auto& [name, microseconds] : times.destination_phases)
         report().destination_phases_ms.emplace_back(name, static_cast<double>(microseconds) / 1000);
-    report().downtime_ms = ms(times.running_received - frozen_at_);
-    report().total_ms = ms(Clock::now() - begun_);
+    report().downtime_ms = milliseconds_between(frozen_at_, times.running_received);
+    report().total_ms = milliseconds_between(begun_, Clock::now());
     report().bytes_sent = links_.bytes_sent();
+    if (options_.mode == image::MODE_STOP) return;
+    // What remains without pages, for the prediction of the next one.
+    const auto rate = report().link_bytes_per_second.value_or(0);
+    const double pages_ms = rate > 0 ? static_cast<double>(memory.last_round().sent.pages) * 4096 / rate * 1000 : 0;
+    calibration_.learn(items(memory), std::max(1.0, report().downtime_ms - scan_ms_ - pages_ms));
+}
+
+void Migration::note_round(const MemoryRounds& memory, bool frozen) {
+    const MemoryRounds::Round& round = memory.last_round();
+    RoundReport entry;
+    entry.round = round.number;
+    entry.frozen = frozen;
+    entry.pages = round.sent.pages;
+    entry.zero_pages = round.sent.zero_pages;
+    entry.dropped_pages = round.dropped_pages;
+    entry.bytes = round.sent.bytes;
+    entry.scan_ms = scan_ms_;
+    entry.milliseconds = round.milliseconds;
+    report().rounds.push_back(entry);
+}
+
+// What the fixed part of the downtime grows with.
+uint64_t Migration::items(const MemoryRounds& memory) const {
+    uint64_t count = memory.mappings();
+    for (const pid_t pid : tree_.pids) {
+        if (const auto tasks = read_tasks(pid)) count += tasks->size();
+        if (const auto fds = read_fd_numbers(pid)) count += fds->size();
+    }
+    return count;
+}
+
+void Migration::tell(Stage stage, const MemoryRounds* memory) {
+    progress_.stage = stage;
+    if (!options_.progress) return;
+    progress_.bytes_sent = links_.bytes_sent();
+    if (memory != nullptr) {
+        progress_.pages_of_round = memory->pages_of_round();
+        progress_.pages_done = memory->pages_done();
+        progress_.bytes_per_second = memory->bytes_per_second();
+    }
+    options_.progress(progress_);
 }
 
 MigrateOutcome Migration::finish(Result<void> result) {

@@ -103,7 +103,8 @@ struct PageStreams::State {
     std::mutex lock;
     std::optional<Problem> problem;  // the first
     std::atomic<bool> over = false;  // no more is sent
-    std::atomic<uint64_t> done = 0;  // pages of this round
+    std::atomic<uint64_t> done = 0;  // pages of all rounds
+    uint64_t done_before = 0;        // this round
     std::atomic<uint64_t> pages = 0, zero_pages = 0;
     std::atomic<bool> passed_middle = false;
 
@@ -145,7 +146,7 @@ Result<void> PageStreams::State::send(Stream& stream, uint32_t round, WorkList& 
         zero_pages += stream.piece.zero_pages();
         uint64_t count = 0;
         for (const ByteRange& range : stream.ranges) count += (range.end - range.start) / PagePiece::page_bytes;
-        if ((done += count) * 2 >= work.pages() && !passed_middle.exchange(true)) fault_point("pages:middle");
+        if (((done += count) - done_before) * 2 >= work.pages() && !passed_middle.exchange(true)) fault_point("pages:middle");
     }
     return {};
 }
@@ -166,7 +167,8 @@ PageStreams::~PageStreams() = default;
 Result<SentPages> PageStreams::send(uint32_t round, const std::vector<PageJob>& jobs) {
     fault_point("pages:begin");
     State& state = *state_;
-    state.done = state.pages = state.zero_pages = 0;
+    state.done_before = state.done;
+    state.pages = state.zero_pages = 0;
     state.passed_middle = false;
     const uint64_t bytes_before = state.bytes_sent();
     WorkList work(jobs);

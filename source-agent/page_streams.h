@@ -66,7 +66,7 @@ class PageStreams {
     Result<SentPages> send(uint32_t round, const std::vector<PageJob>& jobs);
     // Frames (ROUND_BEGIN and PAGES) and bytes of every connection so far, over all rounds, for ROUND_END.
     void count(image::RoundEnd& end) const;
-    // Any thread, also while send() goes on. Pages: of the latest round, with those that were zero or gone.
+    // Any thread, also while send() goes on. Pages: of all rounds, with those that were zero or gone.
     uint64_t pages_done() const;
     uint64_t bytes_sent() const;
     // Any thread; a send() that is under way ends with a Problem.

@@ -34,6 +34,7 @@ Remote::~Remote() {
 }
 
 pid_t Remote::pid() const { return state_->pid; }
+void Remote::host_moved(Tracee& task) { state_->host = &task; }
 int Remote::socket_number() const { return state_->socket_number; }
 RemotePtr Remote::start() const { return state_->region; }
 uint64_t Remote::size() const { return GW_REGION_SIZE; }

@@ -38,6 +38,8 @@ class Remote {
     ~Remote();
 
     pid_t pid() const;
+    // The Tracee that attach() was given is another object now.
+    void host_moved(Tracee& task);
     // Runs a batch in the host task. Batches of any size are cut to what the executor's memory holds.
     Result<void> run(Batch& batch);
     // Runs a batch in another stopped task of the same process: what is per thread (alternate stack, tid address,

@@ -1,3 +1,4 @@
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/prctl.h>
 #include <sys/prctl.h>
@@ -57,6 +58,37 @@ void add_actions(NamedCalls& calls, const image::Process& process) {
     }
 }
 
+// prctl(PR_SET_MM_MAP): what /proc/PID/stat, cmdline, environ and auxv show. It asks that the addresses are within mappings.
+Result<void> restore_memory_map(Skeleton& skeleton, const image::MemoryMap& from) {
+    if (from.auxv().size() % 16 != 0) return bad(skeleton, "its auxiliary vector is cut");
+    Remote& remote = skeleton.remote();
+    const std::string& executable = skeleton.layout().executable();
+    NamedCalls open;
+    const auto opened = open.call("open the executable " + printable(executable), SYS_openat, AT_FDCWD, open.batch().text(executable), O_RDONLY | O_CLOEXEC);
+    TRY(open.run(remote));
+    prctl_mm_map map{};
+    map.start_code = from.start_code();
+    map.end_code = from.end_code();
+    map.start_data = from.start_data();
+    map.end_data = from.end_data();
+    map.start_brk = from.start_brk();
+    map.brk = from.brk();
+    map.start_stack = from.start_stack();
+    map.arg_start = from.arg_start();
+    map.arg_end = from.arg_end();
+    map.env_start = from.env_start();
+    map.env_end = from.env_end();
+    map.auxv_size = static_cast<uint32_t>(from.auxv().size());
+    map.exe_fd = static_cast<uint32_t>(open.batch().result_of(opened));
+    NamedCalls set;
+    const auto memory_map = set.batch().bytes(&map, sizeof map);
+    if (!from.auxv().empty())
+        set.batch().point(memory_map, offsetof(prctl_mm_map, auxv), set.batch().bytes(from.auxv().data(), from.auxv().size()));
+    set.call("set the memory map (PR_SET_MM_MAP)", SYS_prctl, PR_SET_MM, PR_SET_MM_MAP, memory_map, sizeof map, 0);
+    set.call("close the executable", SYS_close, map.exe_fd);
+    return set.run(remote);
+}
+
 Result<void> restore_shared(Remote& remote, const image::Process& process) {
     NamedCalls calls;
     add_actions(calls, process);
@@ -114,6 +146,7 @@ Result<void> seal_task(Tracee& task, const image::Task& wanted) {
 Result<void> restore_process(Skeleton& skeleton, const image::Process& process) {
     TRY(check_tasks(skeleton, process));
     const pid_t pid = skeleton.pid();
+    TRY(restore_memory_map(skeleton, process.memory_map()));
     TRY(restore_shared(skeleton.remote(), process));
     TRY(restore_proc_file(fmt::format("/proc/{}/oom_score_adj", pid), process.oom_score_adj(), 10));
     TRY(restore_proc_file(fmt::format("/proc/{}/coredump_filter", pid), process.core_filter(), 16));

@@ -5,6 +5,8 @@
 //   collect   while the tree is frozen, with an executor resident: fills Layout, Process and Files. What appeared
 //             after the survey and cannot be carried is a Problem here, and the tree runs on.
 //
+// Mappings are looked at again and again while the tree runs: collect/layout.h.
+//
 // Both use the same classifiers, so that what the survey accepts collect can carry. The list is total: an object of a
 // kind that is not known is refused by name, never skipped. One pair of files per group: collect/memory, collect/task,
 // collect/process, collect/files_*; the restoring halves have the same names in dest-agent/restore.
@@ -56,7 +58,6 @@ struct Subject {
     pid_t pid_inside = 0;  // as the program knows itself
 };
 
-Result<image::Layout> collect_layout(Subject& subject);
 Result<image::Process> collect_process(Subject& subject);
 // The rest of it, once the executor has left: registers and pending signals of tasks that are stopped by ptrace.
 Result<void> collect_stopped(StoppedProcess& process, image::Process& out);

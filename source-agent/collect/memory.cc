@@ -1,4 +1,4 @@
-// Mappings: survey and Layout. dest-agent/skeleton is the other half.
+// What can be said of a process's mappings while it runs. Their layout: layout.cc.
 #include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -87,108 +87,6 @@ Result<std::optional<Problem>> confirm(pid_t pid, const MappingClassifier& class
     return first;
 }
 
-void set_flags(const Vma& vma, image::MappingRange& range) {
-    range.set_grows_down(vma.has("gd"));
-    range.set_no_reserve(vma.has("nr"));
-    range.set_accounted(vma.has("ac") && (vma.protection & PROT_WRITE) == 0 && !vma.shared);
-    range.set_locked(vma.has("lo"));
-    range.set_lock_on_fault(vma.has("lf"));
-    range.set_huge_page(vma.has("hg"));
-    range.set_no_huge_page(vma.has("nh"));
-    range.set_dont_fork(vma.has("dc"));
-    range.set_wipe_on_fork(vma.has("wf"));
-    range.set_dont_dump(vma.has("dd"));
-    range.set_mergeable(vma.has("mg"));
-    range.set_sequential(vma.has("sr"));
-    range.set_random(vma.has("rr"));
-}
-
-uint32_t file_index(image::Layout& layout, const Vma& vma, const MappingClass& found) {
-    const bool writable = writes_file(vma, found.kind);
-    for (int i = 0; i < layout.files_size(); ++i) {
-        image::MappedFile& file = *layout.mutable_files(i);
-        if (file.path() == found.path && file.writable() == writable) return static_cast<uint32_t>(i) + 1;
-    }
-    image::MappedFile& file = *layout.add_files();
-    file.set_path(found.path);
-    file.set_writable(writable);
-    file.set_device(found.device);
-    file.set_inode(found.inode);
-    return static_cast<uint32_t>(layout.files_size());
-}
-
-// The parts of a VMA outside [start, start + size): the executor's mapping may have merged with its neighbours.
-std::vector<Vma> without(const Vma& vma, uint64_t start, uint64_t size) {
-    const uint64_t end = start + size;
-    if (vma.end <= start || vma.start >= end) return {vma};
-    std::vector<Vma> out;
-    if (vma.start < start) {
-        out.push_back(vma);
-        out.back().end = start;
-    }
-    if (vma.end > end) {
-        out.push_back(vma);
-        out.back().start = end;
-        if (!vma.path.empty() && vma.path[0] == '/') out.back().offset += end - vma.start;
-    }
-    return out;
-}
-
-Result<void> add_mapping(const MappingClassifier& classifier, const Vma& vma, image::Layout& layout) {
-    const MappingClass found = TRY(classifier.classify(vma));
-    image::MappingRange& range = *layout.add_mappings();
-    range.set_start(vma.start);
-    range.set_end(vma.end);
-    range.set_kind(found.kind);
-    range.set_protection(vma.protection);
-    if (found.kind == image::MAPPING_VDSO) layout.set_vdso(vma.start);
-    if (found.kind == image::MAPPING_VDSO || found.kind == image::MAPPING_VVAR || found.kind == image::MAPPING_VSYSCALL) return {};
-    set_flags(vma, range);
-    range.set_name(found.name);
-    if (found.kind == image::MAPPING_ANONYMOUS_SHARED) {
-        range.set_shared_object(found.inode);
-        range.set_offset(vma.offset);
-    } else if (found.kind != image::MAPPING_ANONYMOUS) {
-        range.set_file(file_index(layout, vma, found));
-        range.set_offset(vma.offset);
-    }
-    return {};
-}
-
-// struct prctl_mm_map from proc(5): stat, auxv; the current end of the heap is known to the process alone.
-Result<void> collect_memory_map(Subject& subject, image::MemoryMap& out) {
-    const pid_t pid = subject.process->pid;
-    const Stat stat = TRY(read_stat(pid));
-    out.set_start_code(stat.start_code);
-    out.set_end_code(stat.end_code);
-    out.set_start_data(stat.start_data);
-    out.set_end_data(stat.end_data);
-    out.set_start_brk(stat.start_brk);
-    out.set_brk(static_cast<uint64_t>(TRY(subject.remote->call(SYS_brk, 0))));
-    out.set_start_stack(stat.start_stack);
-    out.set_arg_start(stat.arg_start);
-    out.set_arg_end(stat.arg_end);
-    out.set_env_start(stat.env_start);
-    out.set_env_end(stat.env_end);
-    out.set_auxv(TRY(read_file(fmt::format("/proc/{}/auxv", pid))));
-    return {};
-}
-
-// The executor's memory was mapped a moment ago, without MAP_LOCKED: if it is locked, so is all that will be mapped.
-Result<void> check_future_locks(const Subject& subject, const Vma& vma) {
-    const uint64_t executor = subject.remote->start().address();
-    if (executor < vma.start || executor >= vma.end || !vma.has("lo")) return {};
-    return unsupported(fmt::format("pid {} locks all memory that it will map (mlockall, MCL_FUTURE)", subject.process->pid), "this is not carried yet");
-}
-
-void mark_content(image::Layout& layout, const std::vector<ByteRange>& ranges) {
-    auto range = ranges.begin();
-    for (image::MappingRange& mapping : *layout.mutable_mappings()) {
-        while (range != ranges.end() && range->end <= mapping.start()) ++range;
-        mapping.set_has_content(range != ranges.end() && range->start < mapping.end());
-    }
-}
-
 }  // namespace
 
 Result<void> survey_memory(pid_t pid, const CollectOptions&, image::Plan& plan, Problems& problems) {
@@ -219,28 +117,6 @@ Result<void> survey_memory(pid_t pid, const CollectOptions&, image::Plan& plan, 
     TRY(add_links(pid, plan));
     if (plan.processes_size() > 0) plan.mutable_processes(plan.processes_size() - 1)->set_resident_bytes(resident);
     return {};
-}
-
-Result<image::Layout> collect_layout(Subject& subject) {
-    const pid_t pid = subject.process->pid;
-    const MappingClassifier classifier = TRY(MappingClassifier::make(pid));
-    const Pagemap pagemap = TRY(Pagemap::open(pid));
-    image::Layout layout;
-    layout.set_pid(subject.pid_inside);
-    TRY(collect_memory_map(subject, *layout.mutable_memory_map()));
-    for (const Vma& vma : TRY(read_smaps(pid))) {
-        TRY(check_future_locks(subject, vma));
-        for (const Vma& part : without(vma, subject.remote->start().address(), subject.remote->size())) {
-            TRY(add_mapping(classifier, part, layout));
-            if (part.path != "[vsyscall]" && TRY(pagemap.has_guards(part.start, part.end)))
-                return unsupported(classifier.describe(part) + " has guard pages (MADV_GUARD_INSTALL)", "they are not carried yet");
-        }
-    }
-    layout.set_executable(TRY(read_link(fmt::format("/proc/{}/exe", pid))));
-    for (const Tracee& task : subject.process->tasks) layout.add_tids(task.tid());
-    layout.set_name(TRY(read_stat(pid)).name);
-    mark_content(layout, TRY(content_ranges(pid, layout)));
-    return layout;
 }
 
 }  // namespace godwit

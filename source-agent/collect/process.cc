@@ -1,6 +1,7 @@
 // What a process holds besides memory and descriptors. dest-agent/restore/process is the other half.
 #include <fmt/format.h>
 #include <linux/prctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -146,6 +147,42 @@ Result<void> check_again(StoppedProcess& process) {
     return {};
 }
 
+// struct prctl_mm_map from proc(5): stat, auxv; the current end of the heap is known to the process alone.
+Result<void> collect_memory_map(Subject& subject, image::MemoryMap& out) {
+    const pid_t pid = subject.process->pid;
+    const Stat stat = TRY(read_stat(pid));
+    out.set_start_code(stat.start_code);
+    out.set_end_code(stat.end_code);
+    out.set_start_data(stat.start_data);
+    out.set_end_data(stat.end_data);
+    out.set_start_brk(stat.start_brk);
+    out.set_brk(static_cast<uint64_t>(TRY(subject.remote->call(SYS_brk, 0))));
+    out.set_start_stack(stat.start_stack);
+    out.set_arg_start(stat.arg_start);
+    out.set_arg_end(stat.arg_end);
+    out.set_env_start(stat.env_start);
+    out.set_env_end(stat.env_end);
+    out.set_auxv(TRY(read_file(fmt::format("/proc/{}/auxv", pid))));
+    return {};
+}
+
+Result<std::string> locked_memory(pid_t pid) { return status_value(TRY(read_status(pid, pid)), "VmLck"); }
+
+// Nothing tells of mlockall(MCL_FUTURE) but what becomes of a page that is mapped now. If we die before it is unmapped, the
+// executor does it.
+Result<void> check_future_locks(Subject& subject) {
+    constexpr uint64_t size = 4096;
+    const pid_t pid = subject.process->pid;
+    const std::string before = TRY(locked_memory(pid));
+    const auto page = static_cast<uint64_t>(TRY(subject.remote->call(SYS_mmap, 0, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, static_cast<uint64_t>(-1), 0)));
+    const int undo = TRY(subject.remote->undo_at_death(SYS_munmap, page, size));
+    const std::string after = TRY(locked_memory(pid));
+    TRY(subject.remote->forget_undo(undo));
+    TRY(subject.remote->call(SYS_munmap, page, size));
+    if (after == before) return {};
+    return unsupported(fmt::format("pid {} locks all memory that it will map (mlockall, MCL_FUTURE)", pid), "this is not carried yet");
+}
+
 Result<void> collect_outside(pid_t pid, image::Process& out) {
     const Stat stat = TRY(read_stat(pid));
     out.set_ppid(0);  // the parent is outside the tree
@@ -166,6 +203,8 @@ Result<image::Process> collect_process(Subject& subject) {
     TRY(check_again(*subject.process));
     TRY(collect_outside(subject.process->pid, out));
     TRY(collect_inside(subject, out));
+    TRY(collect_memory_map(subject, *out.mutable_memory_map()));
+    TRY(check_future_locks(subject));
     TRY(collect_timers(subject, out));
     for (Tracee& task : subject.process->tasks) *out.add_tasks() = TRY(collect_task(subject, task));
     return out;

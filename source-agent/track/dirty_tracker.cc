@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "source-agent/track/mappings.h"
 #include "source-agent/track/soft_dirty.h"
 #include "source-agent/track/userfaultfd.h"
 #include "source-agent/track/wp_async.h"
@@ -21,6 +22,22 @@ Result<std::unique_ptr<DirtyTracker>> make_tracker(pid_t pid, TrackerBackend bac
     return unsupported(fmt::format("this kernel cannot track the memory that a process writes: {}, and it has no soft-dirty bits "
                                    "(CONFIG_MEM_SOFT_DIRTY)", missing->what),
                        "use --mode stop");
+}
+
+std::vector<Problem> check_tracking(pid_t pid, TrackerBackend backend) {
+    std::vector<Problem> problems;
+    const auto tracker = make_tracker(pid, backend);
+    if (!tracker) {
+        problems.push_back(tracker.error());
+        return problems;
+    }
+    if ((*tracker)->needs_stop()) return problems;
+    const auto own = check_own_userfaultfd(pid);
+    if (!own) problems.push_back(own.error());
+    const auto mappings = read_maps(pid);
+    const auto room = mappings ? check_mapping_count(pid, mappings->size()) : Result<void>(Failure(mappings.error()));
+    if (!room) problems.push_back(room.error());
+    return problems;
 }
 
 }  // namespace godwit

@@ -35,9 +35,9 @@ namespace godwit {
 
 // Ascending, page-aligned, merged, in bytes.
 struct MemoryChanges {
-    // Pages written since the last collect(), or since start(). A mapping that is new to the tracker is told wholly: all that is
-    // populated, of a shared object on tmpfs all of its content that is mapped. A page of a shared mapping that the
-    // process touches for the first time counts as written even if it only read it.
+    // Pages written since the last collect(). A mapping that is new to the tracker, as all are to the first collect(), is told
+    // wholly: all that is populated, of a shared object on tmpfs all of its content that is mapped. A page of a shared mapping
+    // that the process touches for the first time counts as written even if it only read it.
     std::vector<ByteRange> written;
     // Pages which had content and have none now (MADV_DONTNEED, MADV_REMOVE, unmapped and mapped anew): they are what a fresh
     // mapping has there, zeros or the file's page. Of shared mappings only those on tmpfs (a MADV_DONTNEED there loses
@@ -53,11 +53,13 @@ class DirtyTracker {
     // Tracking ends; the process is as if it had never been.
     virtual ~DirtyTracker() = default;
 
-    // The process is stopped and `remote` resident in it; the executor's own memory is not tracked. Everything populated
-    // counts as clean from here on: round 0 copies it after this. On failure nothing stays in the process.
+    // The process is stopped and `remote` resident in it; takes a fraction of a millisecond, whatever the memory. On failure
+    // nothing stays in the process.
     virtual Result<void> start(Remote& remote) = 0;
     // The mappings as they are now (read_maps(); without the executor's if one is resident).
     virtual Result<void> refresh(const std::vector<Vma>& now) = 0;
+    // Whatever was told of [start, end) is lost at the caller's: the next collect() tells all content there.
+    virtual void forget(uint64_t start, uint64_t end) = 0;
     // Reads and resets. After a Problem the tracker is of no more use: what it had reset is lost. Its cost follows the populated pages, not the size of the mappings.
     virtual Result<MemoryChanges> collect() = 0;
     // True if the process must be stopped around collect().
@@ -71,5 +73,8 @@ enum class TrackerBackend { automatic, wp_async, soft_dirty };
 // mappings left (vm.max_map_count): what is mapped beside a tracked mapping does not merge with it before the next
 // collect(), and if it is written before that, never.
 Result<std::unique_ptr<DirtyTracker>> make_tracker(pid_t pid, TrackerBackend backend = TrackerBackend::automatic);
+
+// What keeps a process from being tracked, as far as it can be seen while it runs. Touches nothing.
+std::vector<Problem> check_tracking(pid_t pid, TrackerBackend backend);
 
 }  // namespace godwit

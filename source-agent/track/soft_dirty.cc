@@ -69,12 +69,15 @@ Result<bool> SoftDirtyTracker::available() {
     return dirty;
 }
 
-Result<void> SoftDirtyTracker::start(Remote& remote) {
+Result<void> SoftDirtyTracker::start(Remote&) {
     pagemap_ = TRY(Pagemap::open(pid_));
-    const std::vector<Vma> now = TRY(read_maps(pid_));
-    TRY(refresh(without(now, remote.start().address(), remote.start().address() + remote.size())));
-    TRY(collect());
+    forgotten_ = {{0, UINT64_MAX}};
     return {};
+}
+
+void SoftDirtyTracker::forget(uint64_t start, uint64_t end) {
+    content_ = subtract(content_, {{start, end}});
+    forgotten_ = unite(forgotten_, {{start, end}});
 }
 
 Result<void> SoftDirtyTracker::refresh(const std::vector<Vma>& now) {
@@ -95,9 +98,11 @@ Result<MemoryChanges> SoftDirtyTracker::collect() {
         const Vma* known = find_around(sizes, vma);
         SoftDirtyPages pages;
         if (known == nullptr || known->resident_kb + known->swap_kb != 0) pages = TRY(read(vma, is_zero));
-        append(changes.written, pages.written);
+        const Ranges before = clip(content_, vma.start, vma.end);
+        const Ranges unknown = vma.shared ? intersect(pages.content, forgotten_) : subtract(pages.content, before);
+        append(changes.written, unite(pages.written, unknown));
         if (vma.shared) continue;
-        append(changes.dropped, subtract(clip(content_, vma.start, vma.end), pages.content));
+        append(changes.dropped, subtract(before, pages.content));
         append(content, pages.content);
     }
     // If we die between reading and clearing, the bits stay set; they mean nothing to anybody else.
@@ -105,6 +110,7 @@ Result<MemoryChanges> SoftDirtyTracker::collect() {
     TRY(write_once(fmt::format("/proc/{}/clear_refs", pid_), "4"));
     TRY(check_alive());
     content_ = std::move(content);
+    forgotten_.clear();
     return changes;
 }
 

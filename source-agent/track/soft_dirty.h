@@ -33,6 +33,7 @@ class SoftDirtyTracker final : public DirtyTracker {
 
     Result<void> start(Remote& remote) override;
     Result<void> refresh(const std::vector<Vma>& now) override;
+    void forget(uint64_t start, uint64_t end) override;
     Result<MemoryChanges> collect() override;
     bool needs_stop() const override { return true; }
 
@@ -43,7 +44,8 @@ class SoftDirtyTracker final : public DirtyTracker {
     pid_t pid_ = 0;
     Pagemap pagemap_;
     std::vector<Vma> mappings_;
-    Ranges content_;  // as of the last collect(), of private mappings
+    Ranges content_;    // as of the last collect(), of private mappings
+    Ranges forgotten_;  // of which all is told by the next collect(), shared mappings too
 };
 
 }  // namespace godwit

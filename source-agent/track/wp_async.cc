@@ -8,7 +8,6 @@
 
 #include <algorithm>
 
-#include "common/base/defer.h"
 #include "common/base/file.h"
 #include "source-agent/track/mappings.h"
 
@@ -76,15 +75,11 @@ bool is_marker(uint64_t entry) {
 
 Result<void> WpAsyncTracker::start(Remote& remote) {
     TRY(check_own_userfaultfd(pid_));
-    std::vector<Vma> now = TRY(read_maps(pid_));
-    TRY(check_mapping_count(pid_, now.size()));
+    const size_t mappings = TRY(read_maps(pid_)).size();
+    TRY(check_mapping_count(pid_, mappings));
     pagemap_ = TRY(Pagemap::open(pid_));
+    // Ours alone from here on: to close it undoes all of the rest.
     userfaultfd_ = TRY(Userfaultfd::make(remote));
-    // From here on the descriptor is ours alone: to drop it undoes all of the rest.
-    Undo drop([this] { userfaultfd_.reset(); });
-    TRY(refresh(without(now, remote.start().address(), remote.start().address() + remote.size())));
-    for (const Vma& vma : mappings_) append(content_, TRY(scan_new(vma, {})).content);
-    drop.dismiss();
     return {};
 }
 
@@ -101,14 +96,17 @@ Result<MemoryChanges> WpAsyncTracker::collect() {
     Ranges content;
     for (const Vma& vma : mappings_) {
         const Ranges before = clip(content_, vma.start, vma.end);
-        Scan found = TRY(scan(vma, before));
+        // The first time nothing is ours: what looks registered is so with another userfaultfd.
+        Scan found = TRY(first_ ? scan_new(vma, before) : scan(vma, before));
         append(changes.dropped, subtract(before, found.content));
-        append(changes.written, found.written);
+        // Content that the caller has not, whatever the reason, is new to it.
+        append(changes.written, unite(found.written, subtract(found.content, before)));
         append(content, found.content);
     }
     // Pages of a process that ended meanwhile look dropped.
     TRY(check_alive());
     content_ = std::move(content);
+    first_ = false;
     return changes;
 }
 

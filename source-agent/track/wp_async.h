@@ -18,6 +18,7 @@ class WpAsyncTracker final : public DirtyTracker {
     explicit WpAsyncTracker(pid_t pid) : pid_(pid) {}
     Result<void> start(Remote& remote) override;
     Result<void> refresh(const std::vector<Vma>& now) override;
+    void forget(uint64_t start, uint64_t end) override { content_ = subtract(content_, {{start, end}}); }
     Result<MemoryChanges> collect() override;
     bool needs_stop() const override { return false; }
 
@@ -44,6 +45,7 @@ class WpAsyncTracker final : public DirtyTracker {
     Pagemap pagemap_;
     std::vector<Vma> mappings_;
     Ranges content_;  // as of the last collect()
+    bool first_ = true;
 };
 
 }  // namespace godwit

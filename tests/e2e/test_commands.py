@@ -33,6 +33,9 @@ def check_message(outcome):
     ["migrate", "--tree", "5", "--to", "10.77.0.2", "--insecure"], ["migrate", "--tree", "5", "--to", "10.77.0.2:99999", "--insecure"],
     ["migrate", "--tree", "-5", "--to", "10.77.0.2:7467", "--insecure"], ["migrate", "--tree", "5", "--to", "10.77.0.2:7467", "--mode", "fly", "--insecure"],
     ["serve"], ["serve", "--listen", "nowhere", "--insecure"], ["keys"], ["check"], ["migrate", "--tree", "5", "--to", "10.77.0.2:7467", "--unknown"],
+    *(["migrate", "--tree", "5", "--to", "10.77.0.2:7467", "--insecure", *bad] for bad in (
+        ["--downtime-limit", "0.5"], ["--max-rounds", "0"], ["--streams", "17"], ["--compress", "gzip"], ["--tracker", "guess"],
+        ["--mode", "stop", "--force"])),
 ], ids=lambda a: " ".join(a) or "nothing")
 def test_bad_usage_exits_two(pair, arguments):
     assert check_message(pair.godwit(pair.a, *arguments, timeout=20).expect(USAGE)).stdout == ""

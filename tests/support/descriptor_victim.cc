@@ -52,19 +52,6 @@ image::Layout bare_layout(pid_t pid) {
     add(layout, data, 4 * page, image::MAPPING_ANONYMOUS, PROT_READ | PROT_WRITE);
     add(layout, stack, 8 * page, image::MAPPING_ANONYMOUS, PROT_READ | PROT_WRITE);
     add_vdso(layout);
-    auto& map = *layout.mutable_memory_map();
-    map.set_start_code(code);
-    map.set_end_code(code + 100);
-    map.set_start_data(data);
-    map.set_end_data(data + 100);
-    map.set_start_brk(data + page);
-    map.set_brk(data + 2 * page);
-    map.set_start_stack(stack + page);
-    map.set_arg_start(stack + page);
-    map.set_arg_end(stack + page);
-    map.set_env_start(stack + page);
-    map.set_env_end(stack + page);
-    map.set_auxv(std::string(32, '\0'));
     return layout;
 }
 

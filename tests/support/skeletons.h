@@ -102,7 +102,11 @@ inline image::Layout small_layout(size_t threads = 1) {
     add(layout, heap_at, 8, image::MAPPING_ANONYMOUS, PROT_READ | PROT_WRITE);
     add(layout, stack_at, 32, image::MAPPING_ANONYMOUS, PROT_READ | PROT_WRITE).set_grows_down(true);
     add_vdso(layout);
-    image::MemoryMap& map = *layout.mutable_memory_map();
+    return layout;
+}
+
+inline image::MemoryMap small_memory_map() {
+    image::MemoryMap map;
     map.set_start_code(code_at);
     map.set_end_code(code_at + 100);
     map.set_start_data(data_at);
@@ -115,7 +119,7 @@ inline image::Layout small_layout(size_t threads = 1) {
     map.set_env_start(map.arg_end());
     map.set_env_end(map.env_start() + 4);
     map.set_auxv(std::string(32, '\0'));
-    return layout;
+    return map;
 }
 
 inline image::Credentials own_credentials() {
@@ -158,6 +162,7 @@ inline Registers start_registers(uint64_t rip) {
 inline image::Process simple_process(Skeleton& skeleton, uint64_t rip = code_at) {
     image::Process process;
     process.set_pid(skeleton.pid());
+    *process.mutable_memory_map() = small_memory_map();
     process.set_working_directory("/tmp");
     process.set_umask(027);
     process.set_dumpable(1);

@@ -133,6 +133,7 @@ class WpAsync : public ::testing::Test {
     void begin() {
         const auto started = start(*tracker_, victim_.pid());
         ASSERT_TRUE(started) << started.error().what;
+        collect();  // tells all there is
     }
     MemoryChanges collect() {
         const auto refreshed = tracker_->refresh(read_maps(victim_.pid()).value());

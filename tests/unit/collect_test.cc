@@ -24,6 +24,7 @@
 
 #include "common/base/file.h"
 #include "common/kernel/proc.h"
+#include "source-agent/collect/layout.h"
 #include "tests/support/forked_child.h"
 
 namespace godwit {
@@ -95,7 +96,9 @@ std::vector<uint64_t> pages_in(const std::vector<ByteRange>& ranges, uint64_t st
 using Pages = std::vector<uint64_t>;
 
 image::Layout layout_of(Stopped& stopped) {
-    auto layout = collect_layout(stopped.subject());
+    auto reader = LayoutReader::make(stopped.subject().process->pid, stopped.subject().process->pid, {});
+    EXPECT_TRUE(reader) << reader.error().what;
+    auto layout = reader->read_stopped();
     EXPECT_TRUE(layout) << layout.error().what;
     return layout ? *layout : image::Layout{};
 }
@@ -153,17 +156,18 @@ TEST(CollectLayout, KindsAndFlagsAreAsMapped) {
     EXPECT_EQ(at[9]->kind(), image::MAPPING_ANONYMOUS);
     EXPECT_TRUE(at[10]->lock_on_fault());
     EXPECT_TRUE(at[11]->random());
-    EXPECT_EQ(layout.memory_map().brk(), child.told(12));
     EXPECT_EQ(layout.tids_size(), 1);
     EXPECT_NE(layout.vdso(), 0u);
-    EXPECT_GE(layout.memory_map().auxv().size(), 64u);
+    const auto process = collect_process(stopped.subject());
+    ASSERT_TRUE(process) << process.error().what;
+    EXPECT_EQ(process->memory_map().brk(), child.told(12));
+    EXPECT_GE(process->memory_map().auxv().size(), 64u);
     uint64_t end = 0;
     for (const auto& mapping : layout.mappings()) {
         EXPECT_GE(mapping.start(), end);
         EXPECT_NE(mapping.kind(), image::MAPPING_UNKNOWN);
         end = mapping.end();
     }
-    EXPECT_EQ(mapping_at(layout, stopped.subject().remote->start().address()), nullptr) << "the executor is not the program's";
     ::close(fd);
     ::unlink(name);
 }
@@ -218,7 +222,6 @@ TEST(ContentRanges, HoldExactlyWhatWasTouched) {
     EXPECT_EQ(pages_in(*ranges, child.told(5), 8), Pages{});
     EXPECT_EQ(pages_in(*ranges, layout.vdso(), 1), Pages{});
     for (size_t i = 1; i < ranges->size(); ++i) EXPECT_LT((*ranges)[i - 1].end, (*ranges)[i].start);
-    EXPECT_TRUE(mapping_at(layout, child.told(0))->has_content());
     ::close(fd);
     ::unlink(name);
 }
@@ -448,8 +451,7 @@ TEST_P(InsideRefusal, IsNamed) {
     ASSERT_EQ(child.error(), 0);
     Stopped stopped(child.pid());
     ASSERT_TRUE(stopped.ready());
-    const auto layout = collect_layout(stopped.subject());
-    const auto process = layout ? stopped.collect() : Result<image::Process>(Failure(layout.error()));
+    const auto process = stopped.collect();
     ASSERT_FALSE(process);
     EXPECT_EQ(process.error().code, ExitCode::unsupported);
     EXPECT_THAT(process.error().what, testing::ContainsRegex(GetParam().words));

@@ -68,10 +68,12 @@ TEST_F(WpAsyncLimits, OwnUserfaultfdIsRefusedByName) {
 TEST_F(WpAsyncLimits, MappingUnderAnotherUserfaultfdIsRefusedByName) {
     tracked(8);
     auto second = make_tracker(victim_.pid()).value();
-    const auto started = start(*second, victim_.pid());
-    ASSERT_FALSE(started);
-    EXPECT_EQ(started.error().code, ExitCode::unsupported);
-    EXPECT_THAT(started.error().what, HasSubstr("under another userfaultfd"));
+    ASSERT_TRUE(start(*second, victim_.pid()));
+    ASSERT_TRUE(second->refresh(read_maps(victim_.pid()).value()));
+    const auto collected = second->collect();
+    ASSERT_FALSE(collected);
+    EXPECT_EQ(collected.error().code, ExitCode::unsupported);
+    EXPECT_THAT(collected.error().what, HasSubstr("under another userfaultfd"));
     EXPECT_TRUE(tracker_->collect());
 }
 
@@ -125,6 +127,8 @@ TEST(WpAsyncUnprivileged, ProcessIsTracked) {
     auto tracker = make_tracker(victim.pid(), TrackerBackend::wp_async).value();
     const auto started = start(*tracker, victim.pid());
     ASSERT_TRUE(started) << started.error().what;
+    ASSERT_TRUE(tracker->refresh(read_maps(victim.pid()).value()));
+    ASSERT_TRUE(tracker->collect());
     victim.write(at, {2});
     EXPECT_EQ(pages_in(tracker->collect().value().written, at, 4 * page), Pages{2});
 }

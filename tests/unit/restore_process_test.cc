@@ -29,6 +29,46 @@ TEST_F(RestoreProcessTest, AThousandThreadsAreMadeSealedAndGone) {
     for (const pid_t tid : layout.tids()) EXPECT_FALSE(exists(tid)) << tid;
 }
 
+TEST_F(RestoreProcessTest, ProcShowsTheProgramItStandsFor) {
+    auto skeleton = build(small_layout());
+    ASSERT_OK(skeleton);
+    std::string arguments = pages_of('\0', 32);
+    std::memcpy(arguments.data() + 30 * page, "true\0-abc\0A=b\0", 14);
+    ASSERT_OK(write(*skeleton, stack_at, arguments));
+    ASSERT_OK(skeleton->finish_memory());
+    ASSERT_OK(restore_process(*skeleton, simple_process(*skeleton)));
+    const std::string folder = fmt::format("/proc/{}/", skeleton->pid());
+    EXPECT_EQ(*read_file(folder + "cmdline"), std::string("true\0-abc\0", 10));
+    EXPECT_EQ(*read_file(folder + "environ"), std::string("A=b\0", 4));
+    EXPECT_EQ(*read_file(folder + "comm"), "task1\n");
+    EXPECT_EQ(*read_link(folder + "exe"), skeleton->layout().executable());
+    const auto maps = read_maps(skeleton->pid());
+    const auto named = [&](const char* name) {
+        return std::count_if(maps->begin(), maps->end(), [&](const Vma& vma) { return vma.path == name; });
+    };
+    EXPECT_EQ(named("[heap]"), 1);
+    EXPECT_EQ(named("[stack]"), 1);
+    EXPECT_EQ(named("[vdso]"), 1);
+    const Stat stat = *read_stat(skeleton->pid());
+    EXPECT_EQ(stat.sid, skeleton->pid());
+    EXPECT_EQ(stat.pgid, skeleton->pid());
+    EXPECT_EQ(*skeleton->remote().call(SYS_brk, 0), static_cast<int64_t>(heap_at + 8 * page));
+}
+
+TEST_F(RestoreProcessTest, BadMemoryMapIsRefused) {
+    auto skeleton = build(small_layout());
+    ASSERT_OK(skeleton);
+    ASSERT_OK(skeleton->finish_memory());
+    image::Process process = simple_process(*skeleton);
+    process.mutable_memory_map()->set_auxv("abc");
+    const auto cut = restore_process(*skeleton, process);
+    ASSERT_FALSE(cut);
+    EXPECT_NE(cut.error().what.find("auxiliary vector"), std::string::npos);
+    *process.mutable_memory_map() = small_memory_map();
+    process.mutable_memory_map()->set_start_brk(0xdead0000);
+    EXPECT_FALSE(restore_process(*skeleton, process));
+}
+
 TEST_F(RestoreProcessTest, AttributesAreRestored) {
     auto skeleton = build(small_layout(2));
     ASSERT_OK(skeleton);
