@@ -169,6 +169,7 @@ Result<void> Skeleton::State::write_by_force(const Piece& piece, int error) {
 
 Result<void> Skeleton::finish_memory() {
     state_->filler = PageFiller();
+    if (state_->corrected) TRY(state_->close_seams());
     NamedCalls calls;
     for (const MappingRange& range : layout().mappings()) {
         const uint64_t size = range.end() - range.start();
