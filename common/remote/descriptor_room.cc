@@ -1,6 +1,7 @@
 #include "common/remote/descriptor_room.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -25,20 +26,45 @@ rlim_t limit_for(const std::vector<int>& open) {
     return next + needed - free;
 }
 
+struct Wish {
+    rlimit now{};
+    rlim_t wanted = 0;
+    size_t open = 0;
+};
+
+Result<Wish> wish_for(pid_t pid) {
+    Wish wish;
+    const auto open = TRY(read_fd_numbers(pid));
+    wish.open = open.size();
+    wish.wanted = limit_for(open);
+    // Where it cannot be asked whether there is room will show.
+    if (::prlimit(pid, RLIMIT_NOFILE, nullptr, &wish.now) != 0) wish.now = {wish.wanted, wish.wanted};
+    return wish;
+}
+
+Failure no_room(pid_t pid, const Wish& wish) {
+    return unsupported(fmt::format("process {} has {} descriptors, its limit is {}, and that cannot be raised for a moment", pid, wish.open, wish.now.rlim_cur),
+                       fmt::format("have it close some, raise its RLIMIT_NOFILE to {} (prlimit(1)), or run godwit with CAP_SYS_RESOURCE", wish.wanted));
+}
+
 }  // namespace
 
 Result<DescriptorRoom> DescriptorRoom::make(pid_t pid) {
-    rlimit limit{};
-    if (::prlimit(pid, RLIMIT_NOFILE, nullptr, &limit) != 0) return DescriptorRoom(0, {});  // whether it suffices will show
-    const auto open = TRY(read_fd_numbers(pid));
-    const rlim_t wanted = limit_for(open);
-    if (limit.rlim_cur >= wanted) return DescriptorRoom(0, {});
-    const rlimit raised{wanted, std::max(limit.rlim_max, wanted)};
-    if (::prlimit(pid, RLIMIT_NOFILE, &raised, nullptr) != 0)
-        return unsupported(fmt::format("process {} has {} descriptors of {} at most, and the limit cannot be raised for a moment", pid, open.size(), limit.rlim_cur),
-                           "raise its RLIMIT_NOFILE (prlimit(1)) by 8, or run godwit with CAP_SYS_RESOURCE");
+    const Wish wish = TRY(wish_for(pid));
+    if (wish.now.rlim_cur >= wish.wanted) return DescriptorRoom(0, {});
+    const rlimit raised{wish.wanted, std::max(wish.now.rlim_max, wish.wanted)};
+    if (::prlimit(pid, RLIMIT_NOFILE, &raised, nullptr) != 0) return no_room(pid, wish);
     fault_point("remote:descriptor-room");
-    return DescriptorRoom(pid, limit);
+    return DescriptorRoom(pid, wish.now);
+}
+
+Result<void> DescriptorRoom::check(pid_t pid) {
+    constexpr int sys_resource = 24;  // CAP_SYS_RESOURCE, capabilities(7)
+    const Wish wish = TRY(wish_for(pid));
+    if (wish.now.rlim_max >= wish.wanted) return {};
+    const Status ours = TRY(read_status(::getpid(), ::getpid()));
+    if ((status_hex(ours, "CapEff") >> sys_resource & 1) != 0) return {};
+    return no_room(pid, wish);
 }
 
 DescriptorRoom::~DescriptorRoom() {

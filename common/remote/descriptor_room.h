@@ -16,6 +16,8 @@ class DescriptorRoom {
   public:
     // A Problem (code unsupported) names a process whose table is full and whose limit cannot be raised.
     static Result<DescriptorRoom> make(pid_t pid);
+    // Whether make() would work, without touching anything.
+    static Result<void> check(pid_t pid);
     DescriptorRoom(DescriptorRoom&& other) noexcept : pid_(other.pid_), before_(other.before_) { other.pid_ = 0; }
     DescriptorRoom& operator=(DescriptorRoom&&) = delete;
     ~DescriptorRoom();
