@@ -75,6 +75,7 @@ Result<void> Skeleton::State::write(const MappingRange& range, uint64_t address,
 
 Result<void> Skeleton::finish_memory() {
     state_->filler = PageFiller();
+    if (state_->corrected) TRY(state_->close_seams());
     NamedCalls calls;
     for (const MappingRange& range : layout().mappings()) {
         const uint64_t size = range.end() - range.start();

@@ -27,6 +27,7 @@ struct Skeleton::State {
     std::optional<Remote> remote;
     ProcessMemory memory;
     PageFiller filler;  // until finish_memory()
+    bool corrected = false;
     bool released = false;
 
     // skeleton.cc
@@ -43,6 +44,10 @@ struct Skeleton::State {
     Result<void> drop(const image::Layout& next);
     Result<void> correct_threads(const image::Layout& next);
     Result<void> end_thread(Tracee& task);
+
+    // seams.cc
+    Result<void> close_seams();
+    Result<void> make_whole(const image::MappingRange& range, uint64_t place);
 
     // mappings.cc: `parts` of `of`, where nothing is mapped
     using Parts = std::vector<LayoutChanges::Part>;
