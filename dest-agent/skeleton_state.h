@@ -1,6 +1,7 @@
 // What a Skeleton knows; shared by skeleton.cc, mappings.cc and pages.cc.
 #pragma once
 
+#include <atomic>
 #include <optional>
 
 #include "common/image/layout_changes.h"
@@ -58,8 +59,12 @@ struct Skeleton::State {
     Result<void> advise(const Parts& parts);
 
     // pages.cc
+    struct Piece;
     Result<const image::MappingRange*> mapping_for(uint64_t address) const;
-    Result<void> write(const image::MappingRange& range, uint64_t address, const std::byte* content, size_t size);
+    Result<std::vector<Piece>> cut(std::span<const PageRange> ranges) const;
+    Result<void> write(std::vector<Piece> pieces);
+    Result<void> write_by_force(const Piece& piece, int error);
+    std::atomic<bool> filling = true;  // what worked last: missing pages were filled, or ones that were there written
 };
 
 }  // namespace godwit
