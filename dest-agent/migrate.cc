@@ -27,6 +27,7 @@ constexpr milliseconds round_limit{24 * 3600 * 1000};
 constexpr milliseconds silence_limit{60'000};
 constexpr milliseconds writing_limit{600'000};  // what was sent is written
 constexpr milliseconds alive_every{5'000};
+constexpr milliseconds look_every{100};  // at what became of the data connections
 constexpr milliseconds data_limit{20'000};
 constexpr milliseconds abort_limit{2'000};
 
@@ -40,7 +41,8 @@ class Incoming {
   private:
     Result<bool> agree();
     Result<void> receive_memory(DestCommit& guard);
-    Result<bool> receive_layouts(uint32_t round, DestCommit& guard);
+    Result<bool> receive_layouts(PageReceiver& receiver, uint32_t round, DestCommit& guard);
+    Result<void> await_message(PageReceiver& receiver);
     Result<void> receive_layout(image::Layout layout, DestCommit& guard);
     Result<void> check_new_files(const image::Layout& layout) const;
     Result<void> finish_round(PageReceiver& receiver, uint32_t round);
@@ -114,7 +116,7 @@ Result<void> Incoming::receive_memory(DestCommit& guard) {
     const Undo only_control([this] { on_link_cut([this] { control_.shut_down(); }); });
     spawner_ = TRY(Spawner::start(plan_.clocks(), plan_arrived_ns_));
     for (uint32_t round = 0;; ++round) {
-        const bool last = TRY(receive_layouts(round, guard));
+        const bool last = TRY(receive_layouts(receiver, round, guard));
         fault_point("round:layout");
         // Layouts of this round are in place, pages of the rounds before are written.
         receiver.open_round(round);
@@ -124,12 +126,23 @@ Result<void> Incoming::receive_memory(DestCommit& guard) {
     }
 }
 
+// Until there is something on the control connection. Pages come by others, and what goes wrong there ends the migration.
+Result<void> Incoming::await_message(PageReceiver& receiver) {
+    control_.set_idle_limit(silence_limit);
+    const Deadline deadline = Deadline::in(silence_limit);
+    while (!TRY(control_.wait_readable(Deadline::in(look_every)))) {
+        TRY(receiver.check());
+        if (deadline.passed()) return {};  // whoever reads now says so
+    }
+    return {};
+}
+
 // One for each process; true if they are those of the frozen tree.
-Result<bool> Incoming::receive_layouts(uint32_t round, DestCommit& guard) {
+Result<bool> Incoming::receive_layouts(PageReceiver& receiver, uint32_t round, DestCommit& guard) {
     bool last = false;
     for (int i = 0; i < plan_.processes_size(); ++i) {
         image::Layout layout;
-        control_.set_idle_limit(silence_limit);
+        TRY(await_message(receiver));
         TRY(control_.expect(FrameType::layout, layout, Deadline::in(round_limit)));
         if (i == 0) last = layout.last();
         if (layout.last()) ledger_.start();
@@ -167,6 +180,7 @@ Result<void> Incoming::check_new_files(const image::Layout& layout) const {
 
 Result<void> Incoming::finish_round(PageReceiver& receiver, uint32_t round) {
     image::RoundEnd end;
+    TRY(await_message(receiver));
     TRY(control_.expect(FrameType::round_end, end, Deadline::in(round_limit)));
     TRY(wait_for_pages(receiver, end, round));
     image::RoundReply reply;
@@ -176,6 +190,7 @@ Result<void> Incoming::finish_round(PageReceiver& receiver, uint32_t round) {
 
 Result<void> Incoming::finish_last_round(PageReceiver& receiver, uint32_t round) {
     image::RoundEnd end;
+    TRY(await_message(receiver));
     TRY(control_.expect(FrameType::last_round_end, end, Deadline::in(round_limit)));
     TRY(wait_for_pages(receiver, end, round));
     control_.set_idle_limit(milliseconds(0));
@@ -260,9 +275,11 @@ Result<void> Incoming::commit(DestCommit& commit) {
 Result<void> migrate_in(Channel& control, const std::string& migration_id, Sessions& sessions, const IncomingOptions& options) {
     on_link_cut([&control] { control.shut_down(); });
     const Undo no_link([] { on_link_cut({}); });
-    Incoming incoming(control, migration_id, sessions, options);
-    auto result = incoming.run();
-    // The source is told why, so that it need not find out by a time-out.
+    auto result = [&] {
+        Incoming incoming(control, migration_id, sessions, options);
+        return incoming.run();
+    }();
+    // Nothing of the tree is left here when the source is told why, or sees the connection end.
     if (!result) control.abort({&result.error(), 1}, Deadline::in(abort_limit));
     return result;
 }

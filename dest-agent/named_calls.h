@@ -42,7 +42,8 @@ class NamedCalls {
         for (size_t i = 0; i < names_.size(); ++i) {
             const int64_t result = batch_.result_of(static_cast<Batch::Call>(i));
             if (result < 0 && result > -4096 && !names_[i].empty())
-                return fail_errno(static_cast<int>(-result), fmt::format("cannot {} in process {}", names_[i], pid));
+                return fail_errno(static_cast<int>(-result), fmt::format("cannot {} in process {}", names_[i], pid),
+                                  result == -ENOMEM ? "the destination has too little memory for it, or its agent a limit (ulimit -v)" : "");
         }
         return {};
     }

@@ -25,6 +25,12 @@ PageReceiver::~PageReceiver() {
     for (std::thread& thread : threads_) thread.join();
 }
 
+Result<void> PageReceiver::check() {
+    const std::lock_guard lock(lock_);
+    if (problem_) return Failure(*problem_);
+    return {};
+}
+
 void PageReceiver::shut_down() {
     for (Stream& stream : streams_) stream.channel->shut_down();
 }

@@ -26,7 +26,8 @@ namespace {
 
 constexpr milliseconds plan_limit{60'000};    // the destination hashes files
 constexpr milliseconds freeze_limit{30'000};  // all tasks of the tree are stopped within
-constexpr milliseconds abort_limit{2'000};
+constexpr milliseconds abort_limit{5'000};
+constexpr milliseconds reason_limit{1'000};
 constexpr milliseconds alive_every{5'000};    // the destination hears of us while pages go by other connections
 
 double milliseconds_between(Clock::time_point from, Clock::time_point to) {
@@ -54,6 +55,12 @@ class Connections {
     // Tells the destination why we give up, so that it need not find out by a time-out.
     void abort(const Problem& problem) {
         if (control_) control_->abort({&problem, 1}, Deadline::in(abort_limit));
+    }
+    // When data connections break, the destination's reason is on its way by the control connection.
+    void hear_why() {
+        if (!control_) return;
+        const auto there = control_->wait_readable(Deadline::in(reason_limit));
+        if (there && *there) (void)control_->receive(Deadline::in(reason_limit));
     }
     // Everything that the destination's ABORT named.
     std::vector<Problem> troubles() const { return control_ ? control_->troubles() : std::vector<Problem>{}; }
@@ -128,6 +135,7 @@ class Migration {
     void note_round(const MemoryRounds& memory, bool frozen);
     uint64_t items(const MemoryRounds& memory) const;
     void tell(Stage stage, const MemoryRounds* memory = nullptr);
+    Problem told_by_fate(Problem problem) const;
     MigrateOutcome finish(Result<void> result);
 
     const MigrateOptions& options_;
@@ -142,6 +150,7 @@ class Migration {
     Clock::time_point begun_ = Clock::now();
     Clock::time_point round_begun_{};
     double scan_ms_ = 0;
+    bool touched_ = false;
     Clock::time_point frozen_at_{};
     MigrateOutcome outcome_;
 };
@@ -154,6 +163,7 @@ MigrateOutcome Migration::run() {
     if (auto agreed = agree(); !agreed) return finish(std::move(agreed));
     if (!outcome_.problems.empty()) return finish({});
     // Beyond this point the tree is touched, and every change has a guard.
+    touched_ = true;
     return finish(move_tree());
 }
 
@@ -387,14 +397,33 @@ void Migration::tell(Stage stage, const MemoryRounds* memory) {
     options_.progress(progress_);
 }
 
+// A process that ended, or is another program now, shows as something that could not be read: what happened to it is the
+// better explanation.
+Problem Migration::told_by_fate(Problem problem) const {
+    if (!touched_ || problem.code == ExitCode::uncertain) return problem;
+    for (const pid_t pid : tree_.pids) {
+        const auto stat = read_stat(pid);
+        if (!stat || stat->state == 'X' || (stat->state == 'Z' && read_tasks(pid).value_or(std::vector<pid_t>{}).size() <= 1))
+            return {fmt::format("pid {} ended while it was being migrated", pid), "nothing of it is left at the destination", ExitCode::failed, 0};
+        if (stat->state == 'Z')
+            return {fmt::format("the first thread of pid {} ended while it was being migrated", pid), "such a process is not carried; it runs on here",
+                    ExitCode::unsupported, 0};
+        if (problem.error == ESRCH)
+            return {fmt::format("pid {} executed another program while it was being migrated", pid), "it runs on here: migrate it again", ExitCode::failed, 0};
+    }
+    return problem;
+}
+
 MigrateOutcome Migration::finish(Result<void> result) {
     report().total_ms = milliseconds_between(begun_, Clock::now());
     report().bytes_sent = links_.bytes_sent();
     if (!result) {
-        links_.abort(result.error());
-        outcome_.code = result.error().code;
+        Problem problem = told_by_fate(std::move(result.error()));
+        if (problem.code == ExitCode::peer && links_.troubles().empty()) links_.hear_why();
+        links_.abort(problem);
         outcome_.problems = links_.troubles();
-        if (outcome_.problems.empty()) outcome_.problems = {result.error()};
+        if (outcome_.problems.empty()) outcome_.problems = {std::move(problem)};
+        outcome_.code = outcome_.problems.front().code;
     } else if (!outcome_.problems.empty()) {
         outcome_.code = outcome_.problems.front().code;
     }

@@ -225,9 +225,10 @@ Result<std::string> Channel::receive_body(const FrameHeaderBytes& bytes, const F
     return body;
 }
 
-// Keeps what an ABORT says; the first trouble stands for all.
+// Keeps what an ABORT says; the first trouble stands for all. A destination closes when nothing of the tree is left there, which
+// is what the source waits for.
 Problem Channel::aborted(std::string_view body) {
-    link_->shut_down();
+    if (guard_.side() == Side::source) link_->shut_down();
     image::Troubles message;
     if (auto parsed = parse_strictly(body, message); !parsed) return refuse(std::move(parsed.error())).value();
     troubles_ = from_wire(message.problems());

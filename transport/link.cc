@@ -103,8 +103,12 @@ void Link::drain(Deadline deadline) {
 }
 
 Failure Link::ended() const {
-    if (is_shut()) return peer_failed(fmt::format("the connection to {} was shut down", peer_));
+    if (is_shut()) return shut();
     return peer_failed(fmt::format("{} closed the connection", peer_), "its log says why");
+}
+
+Failure Link::shut() const {
+    return peer_failed(fmt::format("the connection to {} was shut down", peer_), "what came before this in the log says why");
 }
 
 Failure Link::late(const char* what) const {
@@ -113,7 +117,7 @@ Failure Link::late(const char* what) const {
 }
 
 Failure Link::broken(const char* what, int error) const {
-    if (is_shut()) return peer_failed(fmt::format("the connection to {} was shut down", peer_));
+    if (is_shut()) return shut();
     Failure failure =
         fail_errno(error, fmt::format("cannot {} on the connection to {}", what, peer_), "its log may say why");
     failure.value().code = ExitCode::peer;

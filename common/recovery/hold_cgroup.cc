@@ -11,6 +11,7 @@
 
 #include "common/base/text.h"
 #include "common/base/uuid.h"
+#include "common/kernel/proc.h"
 
 namespace godwit {
 namespace {
@@ -42,6 +43,12 @@ Cgroup origin_of(pid_t pid, const std::vector<JournalProcess>& processes, const 
     return start && *start == known->start_time && origin.exists() ? origin : home;
 }
 
+// All threads but the first run on: the kernel moves them, and lists the process where its first one was, until all end.
+bool is_headless(pid_t pid) {
+    const auto stat = read_stat(pid);
+    return stat && stat->state == 'Z' && read_tasks(pid).value_or(std::vector<pid_t>{}).size() > 1;
+}
+
 // Moves out of `from` until it is empty: what forks meanwhile is born in it, and dying processes stay listed for a
 // moment.
 template <class Target>
@@ -54,6 +61,8 @@ Result<void> move_all(const Cgroup& from, Target target_of) {
             const auto moved = target_of(pid).move_in(pid);
             if (!moved && moved.error().error != ESRCH) return moved;
         }
+        if (std::all_of(pids.begin(), pids.end(), is_headless))
+            return fail(fmt::format("cgroup {} stays until process {} ends, whose first thread has ended", printable(from.path()), pids.front()));
         if (deadline.passed()) return fail("processes keep appearing in cgroup " + printable(from.path()));
     }
 }

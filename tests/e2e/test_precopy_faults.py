@@ -137,6 +137,12 @@ def check_action(pair, what, moment):
     assert not any(word in outcome.stderr for word in ("terminate called", "Segmentation", "core dumped")), outcome.stderr
     if what in ("exit", "crash"):
         ended(pair, victim, outcome)
+    elif what == "leader":
+        # To /proc it is a zombie from then on, though its other threads run.
+        outcome.expect(DONE, FAILED, UNSUPPORTED)
+        if outcome.code != DONE:
+            outcome.says("first thread", rf"\b{victim.pid}\b", "hint:")
+        assert not any(line.startswith("FAIL") for line in victim.lines()), victim.output()
     elif what == "fork":
         carried_or_named(pair, victim, outcome)
     elif what == "child":
