@@ -10,22 +10,13 @@
 #include <cstring>
 #include <vector>
 
+#include "transport/socket.h"
+
 namespace godwit {
 namespace {
 
 // What one sendmsg(2) takes at most (UIO_MAXIOV is 1024).
 constexpr size_t pieces_per_call = 64;
-
-// Waits for `events`; false when the deadline passed.
-Result<bool> wait_for(int fd, short events, Deadline deadline) {
-    for (;;) {
-        pollfd entry{fd, events, 0};
-        const int ready = ::poll(&entry, 1, deadline.poll_timeout());
-        if (ready > 0) return true;
-        if (ready == 0) return false;
-        if (errno != EINTR) return fail_errno("poll");
-    }
-}
 
 class PlainLink final : public Link {
   public:
