@@ -40,6 +40,7 @@ class Incoming {
   private:
     Result<bool> agree();
     Result<void> receive_memory(DestCommit& guard);
+    Result<void> receive_rounds(PageReceiver& receiver, DestCommit& guard);
     Result<bool> receive_layouts(uint32_t round, DestCommit& guard);
     Result<void> receive_layout(image::Layout layout, DestCommit& guard);
     Result<void> check_new_files(const image::Layout& layout) const;
@@ -112,6 +113,14 @@ Result<void> Incoming::receive_memory(DestCommit& guard) {
         receiver.shut_down();
     });
     const Undo only_control([this] { on_link_cut([this] { control_.shut_down(); }); });
+    auto received = receive_rounds(receiver, guard);
+    if (received) return {};
+    // What went wrong with the pages is why the source called it off.
+    if (auto problem = receiver.problem()) return Failure(std::move(*problem));
+    return received;
+}
+
+Result<void> Incoming::receive_rounds(PageReceiver& receiver, DestCommit& guard) {
     spawner_ = TRY(Spawner::start(plan_.clocks(), plan_arrived_ns_));
     for (uint32_t round = 0;; ++round) {
         const bool last = TRY(receive_layouts(round, guard));

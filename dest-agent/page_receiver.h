@@ -44,6 +44,8 @@ class PageReceiver {
     Result<bool> wait(const image::RoundEnd& end, Deadline deadline);
     // From any thread: the connections end.
     void shut_down();
+    // Why they ended, if it was before the receiver's end. It is told to the source, too.
+    std::optional<Problem> problem();
     uint64_t bytes() const { return bytes_; }  // of pages, before compression
 
   private:
