@@ -43,6 +43,7 @@ class Incoming {
     Result<void> receive_memory(DestCommit& guard);
     Result<bool> receive_layouts(PageReceiver& receiver, uint32_t round, DestCommit& guard);
     Result<void> await_message(PageReceiver& receiver);
+    Result<void> receive_rounds(PageReceiver& receiver, DestCommit& guard);
     Result<void> receive_layout(image::Layout layout, DestCommit& guard);
     Result<void> check_new_files(const image::Layout& layout) const;
     Result<void> finish_round(PageReceiver& receiver, uint32_t round);
@@ -114,6 +115,14 @@ Result<void> Incoming::receive_memory(DestCommit& guard) {
         receiver.shut_down();
     });
     const Undo only_control([this] { on_link_cut([this] { control_.shut_down(); }); });
+    auto received = receive_rounds(receiver, guard);
+    if (received) return {};
+    // What went wrong with the pages is why the source called it off.
+    TRY(receiver.check());
+    return received;
+}
+
+Result<void> Incoming::receive_rounds(PageReceiver& receiver, DestCommit& guard) {
     spawner_ = TRY(Spawner::start(plan_.clocks(), plan_arrived_ns_));
     for (uint32_t round = 0;; ++round) {
         const bool last = TRY(receive_layouts(receiver, round, guard));

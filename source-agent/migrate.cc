@@ -11,6 +11,7 @@
 #include "common/base/fault.h"
 #include "common/base/ledger.h"
 #include "common/base/log.h"
+#include "common/base/text.h"
 #include "common/base/uuid.h"
 #include "common/kernel/machine.h"
 #include "common/kernel/proc.h"
@@ -27,7 +28,6 @@ namespace {
 constexpr milliseconds plan_limit{60'000};    // the destination hashes files
 constexpr milliseconds freeze_limit{30'000};  // all tasks of the tree are stopped within
 constexpr milliseconds abort_limit{5'000};
-constexpr milliseconds reason_limit{1'000};
 constexpr milliseconds alive_every{5'000};    // the destination hears of us while pages go by other connections
 
 double milliseconds_between(Clock::time_point from, Clock::time_point to) {
@@ -55,12 +55,6 @@ class Connections {
     // Tells the destination why we give up, so that it need not find out by a time-out.
     void abort(const Problem& problem) {
         if (control_) control_->abort({&problem, 1}, Deadline::in(abort_limit));
-    }
-    // When data connections break, the destination's reason is on its way by the control connection.
-    void hear_why() {
-        if (!control_) return;
-        const auto there = control_->wait_readable(Deadline::in(reason_limit));
-        if (there && *there) (void)control_->receive(Deadline::in(reason_limit));
     }
     // Everything that the destination's ABORT named.
     std::vector<Problem> troubles() const { return control_ ? control_->troubles() : std::vector<Problem>{}; }
@@ -135,13 +129,14 @@ class Migration {
     void note_round(const MemoryRounds& memory, bool frozen);
     uint64_t items(const MemoryRounds& memory) const;
     void tell(Stage stage, const MemoryRounds* memory = nullptr);
-    Problem told_by_fate(Problem problem) const;
+    std::optional<Problem> own_end() const;
     MigrateOutcome finish(Result<void> result);
 
     const MigrateOptions& options_;
     std::string id_;
     Connections links_;
     Tree tree_;
+    std::optional<Stat> surveyed_;  // its root then
     image::Plan plan_;
     std::string peer_state_id_;
     Calibration calibration_;
@@ -150,7 +145,6 @@ class Migration {
     Clock::time_point begun_ = Clock::now();
     Clock::time_point round_begun_{};
     double scan_ms_ = 0;
-    bool touched_ = false;
     Clock::time_point frozen_at_{};
     MigrateOutcome outcome_;
 };
@@ -163,7 +157,6 @@ MigrateOutcome Migration::run() {
     if (auto agreed = agree(); !agreed) return finish(std::move(agreed));
     if (!outcome_.problems.empty()) return finish({});
     // Beyond this point the tree is touched, and every change has a guard.
-    touched_ = true;
     return finish(move_tree());
 }
 
@@ -175,6 +168,7 @@ MigrateOutcome Migration::check(bool ask_destination) {
 
 Result<void> Migration::survey_tree() {
     tree_ = Tree{options_.tree, {options_.tree}};
+    if (auto stat = read_stat(options_.tree)) surveyed_ = std::move(*stat);
     plan_.set_mode(options_.mode);
     outcome_.problems = TRY(survey(tree_, options_.collect, plan_));
     if (options_.mode == image::MODE_STOP) return {};
@@ -397,32 +391,32 @@ void Migration::tell(Stage stage, const MemoryRounds* memory) {
     options_.progress(progress_);
 }
 
-// A process that ended, or is another program now, shows as something that could not be read: what happened to it is the
-// better explanation.
-Problem Migration::told_by_fate(Problem problem) const {
-    if (!touched_ || problem.code == ExitCode::uncertain) return problem;
-    for (const pid_t pid : tree_.pids) {
-        const auto stat = read_stat(pid);
-        if (!stat || stat->state == 'X' || (stat->state == 'Z' && read_tasks(pid).value_or(std::vector<pid_t>{}).size() <= 1))
-            return {fmt::format("pid {} ended while it was being migrated", pid), "nothing of it is left at the destination", ExitCode::failed, 0};
-        if (stat->state == 'Z')
-            return {fmt::format("the first thread of pid {} ended while it was being migrated", pid), "such a process is not carried; it runs on here",
-                    ExitCode::unsupported, 0};
-        if (problem.error == ESRCH)
-            return {fmt::format("pid {} executed another program while it was being migrated", pid), "it runs on here: migrate it again", ExitCode::failed, 0};
-    }
-    return problem;
+// The program ended or became another by itself: whichever call failed because of it, this is what there is to say.
+std::optional<Problem> Migration::own_end() const {
+    if (!surveyed_) return std::nullopt;
+    const auto now = read_stat(options_.tree);
+    const auto tasks = read_tasks(options_.tree);
+    const bool threads = tasks && tasks->size() > 1;  // its first one may have ended without the others
+    if (!now || now->start_time != surveyed_->start_time || ((now->state == 'Z' || now->state == 'X') && !threads))
+        return Problem{fmt::format("pid {} ({}) ended while it was migrated", options_.tree, printable(surveyed_->name)),
+                       "it ended by itself: nothing is left to be migrated", ExitCode::failed, 0};
+    // Where the stack is differs from one execution to the next; a first thread that has ended tells of none.
+    if (now->start_stack != 0 && now->start_stack != surveyed_->start_stack)
+        return Problem{fmt::format("pid {} executed another program while it was migrated", options_.tree), "migrate it again", ExitCode::failed, 0};
+    if (now->state == 'Z')
+        return Problem{fmt::format("the first thread of pid {} ended while it was migrated", options_.tree), "such a process is not carried; it runs on here",
+                       ExitCode::unsupported, 0};
+    return std::nullopt;
 }
 
 MigrateOutcome Migration::finish(Result<void> result) {
     report().total_ms = milliseconds_between(begun_, Clock::now());
     report().bytes_sent = links_.bytes_sent();
     if (!result) {
-        Problem problem = told_by_fate(std::move(result.error()));
-        if (problem.code == ExitCode::peer && links_.troubles().empty()) links_.hear_why();
-        links_.abort(problem);
-        outcome_.problems = links_.troubles();
-        if (outcome_.problems.empty()) outcome_.problems = {std::move(problem)};
+        auto ended = result.error().code == ExitCode::uncertain ? std::nullopt : own_end();
+        links_.abort(ended ? *ended : result.error());
+        outcome_.problems = ended ? std::vector<Problem>{} : links_.troubles();
+        if (outcome_.problems.empty()) outcome_.problems = {ended ? std::move(*ended) : std::move(result.error())};
         outcome_.code = outcome_.problems.front().code;
     } else if (!outcome_.problems.empty()) {
         outcome_.code = outcome_.problems.front().code;
