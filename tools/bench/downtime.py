@@ -51,7 +51,8 @@ def memory(bench):
         if memory_available() < (2 * size << 20) + GIB:
             bench.findings.say(f"{size} MiB is left out: two copies of it do not fit in memory now")
             continue
-        found[size], stopped = _runs(bench, 3 if bench.quick else 7, {"memory_mib": size, **DIRTY}, stops=1 if bench.quick else 2)
+        count = 3 if bench.quick else 7 if size <= 1024 else 4
+        found[size], stopped = _runs(bench, count, {"memory_mib": size, **DIRTY}, stops=1)
         rows.append([size, _downtime(found[size]), _downtime(stopped), percent(ratio(_downtime(found[size]), _downtime(stopped)))])
     rise = _table(bench, "Downtime against memory, 4 MiB of it written all the time", "MiB", found, 1024, "ms per GiB")
     bench.findings.table("The same beside mode stop", ["MiB", f"{bench.mode}, ms", "stop, ms", "share"], rows)

@@ -11,6 +11,7 @@ Every wait has an end. Leaving the `with` block ends everything that runs on the
 import contextlib
 import itertools
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from localhosts import Hosts
 from localhosts.hosts import REPO
 from localhosts.redis_load import fill, server_arguments, wait_for_server
 
-BIN = REPO / "build/release/bin"
+BIN = REPO / "build" / os.environ.get("GODWIT_BUILD", "release") / "bin"
 GODWIT, BENCH_VICTIM, GODWIT_BENCH = BIN / "godwit", BIN / "bench_victim", BIN / "godwit_bench"
 PORT, REDIS = 7467, 6379
 STATE = "/run/godwit-state"  # on each host's own /run
