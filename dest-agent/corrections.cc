@@ -33,6 +33,7 @@ Result<void> Skeleton::State::correct(image::Layout next) {
         take_over_mappings(layout, next);
         TRY(check_layout(next));
     } else {
+        corrected = true;
         TRY(check_layout(next));
         if (!same_vdso(layout, next))
             return unsupported(fmt::format("process {} has moved its vDSO", layout.pid()), "it cannot be migrated while it does so");
@@ -54,7 +55,8 @@ Result<void> Skeleton::State::clear_the_way(const image::Layout& next) {
     const auto spans = spans_of(next);
     const bool free = std::none_of(spans.begin(), spans.end(), [&](const Span& span) { return span.start < end && start < span.end; });
     if (free) return {};
-    TRY(remote->leave());
+    const RemotePtr instruction = TRY(find_syscall_instruction(layout.pid()));
+    TRY(remote->retire(instruction));
     remote.reset();
     const RemotePtr place = TRY(place_for_executor(next));
     remote = TRY(Remote::attach(tasks.front(), {.at = place}));
@@ -105,14 +107,14 @@ Result<void> Skeleton::State::correct_threads(const image::Layout& next) {
         there.insert(task.tid());
         if (!wanted.contains(task.tid())) TRY(end_thread(task));
     }
-    if (wanted == there) return {};
     std::vector<int32_t> born;
     for (const int32_t tid : next.tids())
         if (!there.contains(tid)) born.push_back(tid);
-    // In the order of next.tids(); the leader stays first.
-    std::erase_if(tasks, [&](const Tracee& task) { return task.tid() == 0; });
+    // A task that was forgotten has no number any more.
+    std::erase_if(tasks, [](const Tracee& task) { return task.tid() == 0; });
     remote->host_moved(tasks.front());
     TRY(make_threads(born));
+    // In the order of next.tids(), leader first.
     std::map<int32_t, int> order;
     for (int i = 0; i < next.tids_size(); ++i) order[next.tids(i)] = i;
     std::sort(tasks.begin(), tasks.end(), [&](const Tracee& a, const Tracee& b) { return order[a.tid()] < order[b.tid()]; });

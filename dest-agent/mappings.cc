@@ -80,6 +80,7 @@ Result<void> Skeleton::State::make_mappings(const image::Layout& of, const Parts
     TRY(make_anonymous(parts));
     TRY(make_of_files(of, parts));
     TRY(make_shared_objects(of, parts));
+    for (const auto& part : parts) filler.add(*part.want, part.start, part.end);
     return advise(parts);
 }
 

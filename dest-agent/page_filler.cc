@@ -17,29 +17,9 @@ bool always_huge_pages() {
     return setting && setting->find("[always]") != std::string::npos;
 }
 
-bool suits(const image::MappingRange& range) {
-    return range.kind() == image::MAPPING_ANONYMOUS && range.has_content() && !range.huge_page();
-}
-
-// A mapping that cannot be registered is filled by plain writes.
-bool take_mappings(int fd, const image::Layout& layout) {
-    uffdio_api api{};
-    api.api = UFFD_API;
-    if (::ioctl(fd, UFFDIO_API, &api) != 0) return false;
-    bool any = false;
-    for (const image::MappingRange& range : layout.mappings()) {
-        if (!suits(range)) continue;
-        uffdio_register mapping{};
-        mapping.range = {range.start(), range.end() - range.start()};
-        mapping.mode = UFFDIO_REGISTER_MODE_MISSING;
-        any |= ::ioctl(fd, UFFDIO_REGISTER, &mapping) == 0;
-    }
-    return any;
-}
-
 }  // namespace
 
-Result<PageFiller> PageFiller::make(Remote& remote, int pidfd, const image::Layout& layout) {
+Result<PageFiller> PageFiller::make(Remote& remote, int pidfd) {
     PageFiller filler;
     if (always_huge_pages()) return filler;
     // It is the memory of who makes it that a userfaultfd is about.
@@ -50,19 +30,31 @@ Result<PageFiller> PageFiller::make(Remote& remote, int pidfd, const image::Layo
     fault_point("skeleton:page-filler");
     UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd, batch.result_of(made), 0)));
     TRY(remote.call(SYS_close, static_cast<uint64_t>(batch.result_of(made))));
-    if (fd && take_mappings(fd.get(), layout)) filler.fd_ = std::move(fd);
+    uffdio_api api{};
+    api.api = UFFD_API;
+    if (fd && ::ioctl(fd.get(), UFFDIO_API, &api) == 0) filler.fd_ = std::move(fd);
     return filler;
 }
 
-size_t PageFiller::fill(uint64_t address, const std::byte* content, size_t size) const {
-    if (!fd_) return 0;
+void PageFiller::add(const image::MappingRange& of, uint64_t start, uint64_t end) const {
+    if (!fd_ || of.kind() != image::MAPPING_ANONYMOUS || of.huge_page()) return;
+    uffdio_register mapping{};
+    mapping.range = {start, end - start};
+    mapping.mode = UFFDIO_REGISTER_MODE_MISSING;
+    (void)::ioctl(fd_.get(), UFFDIO_REGISTER, &mapping);
+}
+
+PageFiller::Filled PageFiller::fill(uint64_t address, const std::byte* content, size_t size) const {
+    if (!fd_) return {0, ENOENT};
     uffdio_copy copy{};
     copy.dst = address;
     copy.src = reinterpret_cast<uint64_t>(content);
     copy.len = size;
     copy.mode = UFFDIO_COPY_MODE_DONTWAKE;  // nobody waits
-    if (::ioctl(fd_.get(), UFFDIO_COPY, &copy) == 0) return size;
-    return copy.copy > 0 ? static_cast<size_t>(copy.copy) : 0;
+    if (::ioctl(fd_.get(), UFFDIO_COPY, &copy) == 0) return {size, 0};
+    // EAGAIN: it got some way, and does not say what stopped it.
+    const int error = errno;
+    return {copy.copy > 0 ? static_cast<size_t>(copy.copy) : 0, error == EAGAIN ? 0 : error};
 }
 
 }  // namespace godwit

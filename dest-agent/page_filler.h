@@ -4,7 +4,7 @@
 // Not for memory that gets transparent huge pages, which are faster still by plain writes. While a filler lives, no fault makes a
 // page in its mappings, and what the kernel would read or write there in the skeleton's name fails (UFFD_USER_MODE_ONLY: nothing
 // ever waits for us). If we die, its end is that of the skeleton.
-// Threads: the tracer thread.
+// Threads: the tracer thread; fill() any.
 #pragma once
 
 #include "common/base/result.h"
@@ -18,12 +18,20 @@ class PageFiller {
   public:
     // Fills nothing.
     PageFiller() = default;
-    // For the private anonymous mappings of `layout` that will have content; one that fills nothing where the kernel has no
-    // userfaultfd or makes all memory of huge pages. A Problem only when the skeleton is gone.
-    static Result<PageFiller> make(Remote& remote, int pidfd, const image::Layout& layout);
+    // For a skeleton; one that fills nothing where the kernel has no userfaultfd or makes all memory of huge pages. A Problem only
+    // when the skeleton is gone.
+    static Result<PageFiller> make(Remote& remote, int pidfd);
 
-    // Copies whole pages up to the first that is there already, or is not in its mappings; returns the bytes copied.
-    size_t fill(uint64_t address, const std::byte* content, size_t size) const;
+    // Takes a part of a mapping that was just made, if it is private anonymous memory without huge pages; else, or where that fails, its
+    // pages are made by plain writes. What is unmapped or moved later leaves by itself.
+    void add(const image::MappingRange& of, uint64_t start, uint64_t end) const;
+
+    struct Filled {
+        size_t bytes = 0;
+        int error = 0;  // why no more: EEXIST a page is there already, ENOENT not in a mapping of ours, ENOMEM, ESRCH
+    };
+    // Copies whole pages of one mapping up to the first that is there already.
+    Filled fill(uint64_t address, const std::byte* content, size_t size) const;
 
   private:
     UniqueFd fd_;

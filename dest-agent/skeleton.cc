@@ -66,10 +66,10 @@ Result<Skeleton> Skeleton::build(Spawner& spawner, const image::Layout& layout) 
     TRY(state->start(spawner));
     // From here on its end is ours: ~State kills it.
     TRY(state->clear());
+    state->filler = TRY(PageFiller::make(*state->remote, state->pidfd.get()));
     const LayoutChanges all = compare({}, state->layout);
     TRY(state->make_mappings(state->layout, all.map));
     TRY(state->make_threads({layout.tids().begin() + 1, layout.tids().end()}));
-    state->filler = TRY(PageFiller::make(*state->remote, state->pidfd.get(), layout));
     return Skeleton(std::move(state));
 }
 

@@ -1,13 +1,12 @@
 // The destination's stopped, empty copy of one process: its final PID and TIDs, its mappings, nothing that runs.
 //
-// Life: Skeleton::build() → write_pages() → [ correct() → write_pages() ] ... → finish_memory() → restore_files(),
-// restore_process() → seal(): executor gone, every
-// task stopped by ptrace with its final registers → commit, which makes it run by Tracee::detach() (not release(): what
+// Life: Skeleton::build() → write(), zero() → [ correct() → write(), zero() ] ... → finish_memory() → restore_files(),
+// restore_process() → seal(): executor gone, every task stopped by ptrace with its final registers → commit, which makes it run by Tracee::detach() (not release(): what
 // at_stop() holds are the stub's registers).
 //
 // What happens if we die: PTRACE_O_EXITKILL kills every task of it until the commit clears that.
 // What happens if it dies: calls fail with a Problem that names it.
-// Threads: one tracer thread for all skeletons of a tree.
+// Threads: one tracer thread for all skeletons of a tree; any for write() and zero().
 #pragma once
 
 #include <sys/types.h>
@@ -22,6 +21,7 @@
 #include "common/image/process.pb.h"
 #include "common/image/session.pb.h"
 #include "common/remote/remote.h"
+#include "dest-agent/page_target.h"
 
 namespace godwit {
 
@@ -55,7 +55,7 @@ int run_skeleton_spawner(int socket);
 // A problem for each PID, TID of the plan that is in use here.
 std::vector<Problem> check_pids(const image::Plan& plan);
 
-class Skeleton {
+class Skeleton : public PageTarget {
   public:
     // Process, executor resident outside the ranges of `layout`, its stub's own mappings gone, VMAs of the layout made,
     // threads made (clone3 set_tid), each stopped.
@@ -63,7 +63,7 @@ class Skeleton {
     Skeleton(Skeleton&&) noexcept;
     Skeleton& operator=(Skeleton&&) noexcept;
     // Kills the process unless release() was called and waits for that end as its tracer; its parent reaps it.
-    ~Skeleton();
+    ~Skeleton() override;
 
     pid_t pid() const;
     const image::Layout& layout() const;
@@ -74,9 +74,9 @@ class Skeleton {
     // is the same in both layouts keeps its content. After a Problem only its end makes sense.
     Result<void> correct(image::Layout next);
 
-    // Writes one page range in place, whatever the mapping's protection. The range is checked against the layout: one
-    // that is not within its mappings is a Problem (a hostile or confused peer).
-    Result<void> write_pages(uint64_t address, const std::byte* content, size_t size);
+    // Pages by address, in place, whatever their mapping's protection. From any thread, while no layout is being corrected.
+    Result<void> write(std::span<const PageRange> ranges, const std::byte* content) override;
+    Result<void> zero(std::span<const PageRange> ranges) override;
     // Called once when all pages have arrived: protections become those of the layout. Until then memory that was not
     // written may be unreadable (page_filler.h).
     Result<void> finish_memory();

@@ -1,6 +1,7 @@
 // What a Skeleton knows; shared by skeleton.cc, mappings.cc and pages.cc.
 #pragma once
 
+#include <atomic>
 #include <optional>
 
 #include "common/image/layout_changes.h"
@@ -27,6 +28,7 @@ struct Skeleton::State {
     std::optional<Remote> remote;
     ProcessMemory memory;
     PageFiller filler;  // until finish_memory()
+    bool corrected = false;
     bool released = false;
 
     // skeleton.cc
@@ -44,6 +46,10 @@ struct Skeleton::State {
     Result<void> correct_threads(const image::Layout& next);
     Result<void> end_thread(Tracee& task);
 
+    // seams.cc
+    Result<void> close_seams();
+    Result<void> make_whole(const image::MappingRange& range, uint64_t place);
+
     // mappings.cc: `parts` of `of`, where nothing is mapped
     using Parts = std::vector<LayoutChanges::Part>;
     Result<void> make_mappings(const image::Layout& of, const Parts& parts);
@@ -53,8 +59,12 @@ struct Skeleton::State {
     Result<void> advise(const Parts& parts);
 
     // pages.cc
+    struct Piece;
     Result<const image::MappingRange*> mapping_for(uint64_t address) const;
-    Result<void> write(const image::MappingRange& range, uint64_t address, const std::byte* content, size_t size);
+    Result<std::vector<Piece>> cut(std::span<const PageRange> ranges) const;
+    Result<void> write(std::vector<Piece> pieces);
+    Result<void> write_by_force(const Piece& piece, int error);
+    std::atomic<bool> filling = true;  // what worked last: missing pages were filled, or ones that were there written
 };
 
 }  // namespace godwit

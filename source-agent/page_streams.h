@@ -1,11 +1,14 @@
 // Sends the pages of a round over one or more data connections, in parallel.
 //
-// One thread per connection takes pieces of the jobs from a common list, reads them, leaves out zeros, compresses where
-// that pays, and sends. Memory: most_streams fixed buffers at the most, whatever the size of the tree.
+// One thread per connection takes pieces of at most max_page_bytes from the common list of jobs, reads each, takes out its zero
+// pages, compresses where that pays, and sends it as one page frame: pages that lie apart travel together.
+//
+// Memory: 3 MiB per connection, whatever the size of the tree, besides the jobs' own ranges.
+// Errors: the first Problem of any connection ends all of them and is what send() returns.
 #pragma once
 
-#include <atomic>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "common/base/result.h"
@@ -17,6 +20,7 @@ namespace godwit {
 
 inline constexpr uint32_t most_streams = 16;
 
+// lz4 only where the peer knows it. automatic: what is faster, by measurement (compression_choice.h).
 enum class Compression { none, lz4, automatic };
 
 // Where content is read: a process by address, a shared object by offset. Threads: any number at a time.
@@ -29,6 +33,9 @@ class PageSource {
 };
 
 std::unique_ptr<PageSource> process_pages(pid_t pid);
+// A memfd or other file of shared memory; ranges are offsets, and one beyond its end is gone. `fd` stays the caller's, open
+// as long as the source lives; `name` is for messages.
+std::unique_ptr<PageSource> object_pages(int fd, std::string name);
 
 struct PageJob {
     uint32_t pid = 0;     // in the tree's namespace; 0: a shared object's pages
@@ -41,7 +48,7 @@ struct PageJob {
 
 struct SentPages {
     uint64_t pages = 0;       // whose content was sent
-    uint64_t zero_pages = 0;
+    uint64_t zero_pages = 0;  // told as zero, or left out
     uint64_t bytes = 0;       // over the links
 };
 
@@ -54,13 +61,15 @@ class PageStreams {
     PageStreams& operator=(const PageStreams&) = delete;
 
     // Announces the round on every connection (ROUND_BEGIN) and returns when all pages were handed to the links, or with the
-    // first Problem, after which no more can be sent.
+    // first Problem, after which no more can be sent. Fault points: pages:begin, pages:middle (half of the pages were sent),
+    // pages:end.
     Result<SentPages> send(uint32_t round, const std::vector<PageJob>& jobs);
-    // Frames and bytes of every connection so far, for ROUND_END.
+    // Frames (ROUND_BEGIN and PAGES) and bytes of every connection so far, over all rounds, for ROUND_END.
     void count(image::RoundEnd& end) const;
-    // Any thread, also while send() goes on.
+    // Any thread, also while send() goes on. Pages: of all rounds, with those that were zero or gone.
     uint64_t pages_done() const;
     uint64_t bytes_sent() const;
+    // Any thread; a send() that is under way ends with a Problem.
     void shut_down();
 
   private:

@@ -17,14 +17,16 @@ namespace {
 constexpr unsigned usual_width = 80;
 constexpr std::string_view erase_line = "\r\x1b[K";
 
-bool is_set(const char* name) {
+// Empty: not set, or set to nothing, which means the same.
+std::string_view environment(const char* name) {
     const char* value = std::getenv(name);
-    return value != nullptr && *value != '\0';
+    return value != nullptr ? value : "";
 }
 
 // An open file of our own, so that it can be non-blocking without changing what the shell and others write to.
 UniqueFd open_terminal() {
-    if (::isatty(STDERR_FILENO) != 1 || !is_set("TERM") || std::string_view(std::getenv("TERM")) == "dumb") return {};
+    const std::string_view kind = environment("TERM");
+    if (::isatty(STDERR_FILENO) != 1 || kind.empty() || kind == "dumb") return {};
     return UniqueFd(::open("/proc/self/fd/2", O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
 }
 
@@ -57,7 +59,7 @@ void write_if_ready(std::string_view text) {
 
 }  // namespace
 
-ProgressDisplay::ProgressDisplay(Plain plain) : plain_(plain == Plain::yes), colour_(!is_set("NO_COLOR")), terminal_(open_terminal()) {
+ProgressDisplay::ProgressDisplay(Plain plain) : plain_(plain == Plain::yes), colour_(environment("NO_COLOR").empty()), terminal_(open_terminal()) {
     if (terminal_) set_log_writer([this](std::string_view text) { log_above(text); });
 }
 

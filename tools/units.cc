@@ -55,9 +55,10 @@ std::string duration_of(std::optional<double> milliseconds, double limit_ms) {
 }
 
 std::string count(uint64_t number) {
-    if (number < 100'000) return std::to_string(number);
-    if (number < 10'000'000) return std::to_string(number / 1000) + "k";
-    if (number < 10'000'000'000) return std::to_string(number / 1'000'000) + "M";
+    if (number < 10'000) return std::to_string(number);
+    if (number < 1'000'000) return std::to_string(number / 1000) + "k";
+    if (number < 10'000'000) return fmt::format("{}.{}M", number / 1'000'000, number / 100'000 % 10);
+    if (number < 1'000'000'000) return std::to_string(number / 1'000'000) + "M";
     return std::to_string(number / 1'000'000'000) + "G";
 }
 

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <google/protobuf/stubs/logging.h>
+#include <lz4.h>
 
 #include <algorithm>
 
@@ -266,42 +267,74 @@ Result<void> Channel::expect(FrameType type, Message& message, Deadline deadline
     return {};
 }
 
-Result<void> Channel::send_pages(const PageRange& range, std::span<const iovec> content) {
-    PageHeaderBytes bytes = encode(PageHeader{range, content.empty()});
-    std::vector<iovec> body{{bytes.data(), bytes.size()}};
+uint32_t Channel::known_page_flags() const { return (features_ & feature_lz4) != 0 ? page_flag_lz4 : 0; }
+
+Result<void> Channel::send_pages(PageHeader header, std::span<const PageRange> ranges, std::span<const iovec> content) {
+    header.count = static_cast<uint32_t>(std::min<size_t>(ranges.size(), UINT32_MAX));
+    PageHeaderBytes header_bytes = encode(header);
+    std::vector<std::byte> range_bytes = encode(ranges);
+    std::vector<iovec> body{{header_bytes.data(), header_bytes.size()}, {range_bytes.data(), range_bytes.size()}};
     body.insert(body.end(), content.begin(), content.end());
     size_t length = 0;
     for (const iovec& piece : body) length += piece.iov_len;
     // The receiver's own checks, so that a mistake here is told as ours.
-    auto well_formed = decode_page_header(bytes, static_cast<uint32_t>(std::min<size_t>(length, UINT32_MAX)));
+    auto well_formed = [&]() -> Result<void> {
+        const auto size = static_cast<uint32_t>(std::min<size_t>(length, UINT32_MAX));
+        const PageHeader decoded = TRY(decode_page_header(header_bytes, size, known_page_flags()));
+        std::vector<PageRange> same;
+        return decode_page_ranges(decoded, range_bytes, same);
+    }();
     if (!well_formed) return Failure(std::move(well_formed.error()).coded(ExitCode::failed));
     const std::lock_guard lock(in_use_);
     return send_frame(FrameType::pages, body);
 }
 
-Result<void> Channel::receive_pages(PageHeader& header, std::byte* buffer, Deadline deadline) {
+// The content of a compressed frame is as long as its header says, or the frame is refused.
+Result<void> Channel::unpack(DataFrame& frame) {
+    const int got = ::LZ4_decompress_safe(reinterpret_cast<const char*>(frame.compressed.data()),
+                                          reinterpret_cast<char*>(frame.content.data()), static_cast<int>(frame.compressed.size()),
+                                          static_cast<int>(frame.header.content_bytes));
+    if (got == static_cast<int>(frame.header.content_bytes)) return {};
+    return refuse({"a pages frame whose compressed content does not unpack to what its header says", {}, ExitCode::peer, 0});
+}
+
+Result<void> Channel::receive_pages(const FrameHeaderBytes& bytes, const FrameHeader& header, DataFrame& frame, Deadline deadline) {
+    if (header.length < page_header_bytes) return refuse({"a pages frame without a header", {}, ExitCode::peer, 0});
+    FrameChecksum checksum(bytes);
+    PageHeaderBytes page_bytes;
+    TRY(receive_piece(page_bytes.data(), page_bytes.size(), checksum, deadline));
+    auto decoded = decode_page_header(page_bytes, header.length, known_page_flags());
+    if (!decoded) return refuse(std::move(decoded.error()));
+    frame.header = *decoded;
+    frame.range_bytes.resize(frame.header.count * page_range_bytes);
+    TRY(receive_piece(frame.range_bytes.data(), frame.range_bytes.size(), checksum, deadline));
+    if (auto fine = decode_page_ranges(frame.header, frame.range_bytes, frame.ranges); !fine) return refuse(std::move(fine.error()));
+    const size_t left = header.length - page_header_bytes - frame.range_bytes.size();
+    if (frame.header.lz4) frame.compressed.resize(left);
+    TRY(receive_piece(frame.header.lz4 ? frame.compressed.data() : frame.content.data(), left, checksum, deadline));
+    TRY(verify(header, checksum));
+    return frame.header.lz4 ? unpack(frame) : Result<void>();
+}
+
+Result<FrameType> Channel::receive_data(DataFrame& frame, Deadline deadline) {
     const std::lock_guard lock(in_use_);
     for (;;) {
         FrameHeaderBytes bytes;
-        const FrameHeader frame = TRY(next_header(bytes, deadline));
-        if (frame.type == FrameType::pages) {
-            if (frame.length < page_header_bytes)
-                return refuse({"a pages frame without a range", {}, ExitCode::peer, 0});
-            FrameChecksum checksum(bytes);
-            PageHeaderBytes page_bytes;
-            TRY(receive_piece(page_bytes.data(), page_bytes.size(), checksum, deadline));
-            auto decoded = decode_page_header(page_bytes, frame.length);
-            if (!decoded) return refuse(std::move(decoded.error()));
-            if (!decoded->zero) TRY(receive_piece(buffer, decoded->range.length, checksum, deadline));
-            TRY(verify(frame, checksum));
-            header = *decoded;
-            return {};
+        const FrameHeader header = TRY(next_header(bytes, deadline));
+        if (header.type == FrameType::pages) {
+            TRY(receive_pages(bytes, header, frame, deadline));
+            return header.type;
         }
-        const std::string body = TRY(receive_body(bytes, frame, deadline));
-        if (frame.type == FrameType::round_begin) { image::RoundBegin b; TRY(parse_strictly(body, b)); header.range = PageRange{0,0,b.round(),0}; return {}; }
-        if (frame.type == FrameType::abort) return Failure(aborted(body));
-        if (frame.type != FrameType::keep_alive)
-            return refuse({fmt::format("a {} frame where pages were due", name_of(frame.type)), {}, ExitCode::peer, 0});
+        const std::string body = TRY(receive_body(bytes, header, deadline));
+        if (header.type == FrameType::abort) return Failure(aborted(body));
+        if (header.type == FrameType::round_begin) {
+            image::RoundBegin begin;
+            if (auto parsed = parse_strictly(body, begin); !parsed) return refuse(std::move(parsed.error()));
+            frame.round = begin.round();
+            return header.type;
+        }
+        if (header.type != FrameType::keep_alive)
+            return refuse({fmt::format("a {} frame where pages were due", name_of(header.type)), {}, ExitCode::peer, 0});
     }
 }
 

@@ -4,7 +4,7 @@
 // Errors: every Problem of the peer's making has ExitCode::peer (or the code that its ABORT names), names the peer, and
 // ends the connection: the Link is shut down. In test builds every control frame is a fault point:
 // send:NAME:before, send:NAME:after, receive:NAME:before (nothing of it was read yet where expect() waits for it; in
-// receive() it was just read), receive:NAME:after; NAME is name_of(type). Page frames and KEEP_ALIVE are none.
+// receive() it was just read), receive:NAME:after; NAME is name_of(type). What receive_data() takes, page frames and KEEP_ALIVE are none.
 #pragma once
 
 #include <google/protobuf/message.h>
@@ -26,6 +26,18 @@ namespace godwit {
 struct Frame {
     FrameType type;
     std::string body;
+};
+
+// What a data connection brings; used again for each frame. Takes max_page_bytes, the same again once a compressed frame came,
+// and 160 KiB for ranges.
+struct DataFrame {
+    uint32_t round = 0;  // of ROUND_BEGIN
+    // Of PAGES.
+    PageHeader header;
+    std::vector<PageRange> ranges;
+    std::vector<std::byte> content = std::vector<std::byte>(max_page_bytes);  // the first header.content_bytes of it
+
+    std::vector<std::byte> range_bytes, compressed;  // as they travelled
 };
 
 // Reads a message strictly: an unknown field, an unknown enum value (at any depth) or text that is not UTF-8 is
@@ -51,12 +63,15 @@ class Channel {
     // The next frame, which must be of this type.
     Result<void> expect(FrameType type, google::protobuf::Message& message, Deadline deadline);
 
-    // Sends pages: `content` is range.length bytes, at most max_page_bytes, in any number of pieces; empty means that
-    // the whole range, of any length, is zero.
-    Result<void> send_pages(const PageRange& range, std::span<const iovec> content);
-    // The next page frame. Content goes straight into `buffer`, which holds max_page_bytes; it may be looked at only
-    // after success (the checksum comes last), and not at all when header.zero is set.
-    Result<void> receive_pages(PageHeader& header, std::byte* buffer, Deadline deadline);
+    // Sends pages: header.count is taken from `ranges`; `content` is that of all that are not zero, in any number of pieces, at
+    // most max_page_bytes; with header.lz4, which the peer must know, one block of that content.
+    Result<void> send_pages(PageHeader header, std::span<const PageRange> ranges, std::span<const iovec> content);
+    // The next frame of a data connection: FrameType::pages or round_begin, and fills what belongs to it. The content may be
+    // looked at only after success (the checksum comes last).
+    Result<FrameType> receive_data(DataFrame& frame, Deadline deadline);
+    // What HELLO and HELLO_REPLY agreed on (handshake.h).
+    void set_features(uint64_t features) { features_ = features; }
+    uint64_t features() const { return features_; }
 
     // Tells a waiting peer that we are alive. From any thread; does nothing while another one is using the Channel.
     Result<void> keep_alive();
@@ -86,6 +101,9 @@ class Channel {
     Result<void> verify(const FrameHeader& header, const FrameChecksum& checksum);
     Result<std::string> receive_body(const FrameHeaderBytes& bytes, const FrameHeader& header, Deadline deadline);
     Result<Frame> receive_frame(Deadline deadline);
+    Result<void> receive_pages(const FrameHeaderBytes& bytes, const FrameHeader& header, DataFrame& frame, Deadline deadline);
+    Result<void> unpack(DataFrame& frame);
+    uint32_t known_page_flags() const;
     Problem aborted(std::string_view body);
     Failure refuse(Problem problem);
     Failure foreign(const FrameHeaderBytes& bytes);
@@ -97,6 +115,7 @@ class Channel {
     milliseconds idle_limit_{0};
     uint32_t next_sent_ = 0;
     uint32_t next_received_ = 0;
+    uint64_t features_ = 0;
     std::vector<Problem> troubles_;
     std::atomic<uint64_t> bytes_sent_ = 0, bytes_received_ = 0, frames_sent_ = 0, frames_received_ = 0;
 };

@@ -38,7 +38,7 @@ uint32_t max_body_bytes(FrameType type) {
         case FrameType::keep_alive:
             return 0;
         case FrameType::pages:
-            return page_header_bytes + max_page_bytes;
+            return page_header_bytes + max_page_ranges * page_range_bytes + max_page_bytes;
         default:
             return max_message_bytes;
     }
@@ -98,37 +98,76 @@ uint64_t FrameChecksum::value() const { return XXH3_64bits_digest(static_cast<co
 
 PageHeaderBytes encode(const PageHeader& header) {
     PageHeaderBytes bytes{};
-    put(bytes, 0, header.range.pid);
-    put(bytes, 4, header.zero ? page_flag_zero : 0u);
-    put(bytes, 8, header.range.address);
-    put(bytes, 16, header.range.length);
-    put(bytes, 24, header.range.object);
+    put(bytes, 0, header.pid);
+    put(bytes, 4, header.lz4 ? page_flag_lz4 : 0u);
+    put(bytes, 8, header.object);
+    put(bytes, 16, header.count);
+    put(bytes, 20, header.content_bytes);
     return bytes;
 }
 
-Result<PageHeader> decode_page_header(const PageHeaderBytes& bytes, uint32_t body_bytes) {
+Result<PageHeader> decode_page_header(const PageHeaderBytes& bytes, uint32_t body_bytes, uint32_t known_flags) {
     const auto flags = get<uint32_t>(bytes, 4);
-    if ((flags & ~page_flag_zero) != 0)
+    if ((flags & ~known_flags) != 0)
         return peer_failed(fmt::format("a pages frame with flags {:#x}, which were not negotiated", flags));
     PageHeader header;
-    header.zero = (flags & page_flag_zero) != 0;
-    PageRange& range = header.range;
-    range.pid = get<uint32_t>(bytes, 0);
-    range.address = get<uint64_t>(bytes, 8);
-    range.length = get<uint64_t>(bytes, 16);
-    range.object = get<uint64_t>(bytes, 24);
-    const std::string where = fmt::format("pages of pid {} object {} at {:#x}, {:#x} bytes", range.pid, range.object,
-                                          range.address, range.length);
-    if ((range.pid == 0) == (range.object == 0))
-        return peer_failed(where + ": either a pid or an object must be named");
-    if (range.length == 0 || range.length % page_bytes != 0 || range.address % page_bytes != 0)
-        return peer_failed(where + ": not whole pages");
-    if (range.address + range.length < range.address) return peer_failed(where + ": the range wraps around");
-    const uint64_t content = header.zero ? 0 : range.length;
-    if (body_bytes - page_header_bytes != content)
-        return peer_failed(
-            fmt::format("{}: the frame holds {} bytes of content", where, body_bytes - page_header_bytes));
+    header.pid = get<uint32_t>(bytes, 0);
+    header.lz4 = (flags & page_flag_lz4) != 0;
+    header.object = get<uint64_t>(bytes, 8);
+    header.count = get<uint32_t>(bytes, 16);
+    header.content_bytes = get<uint32_t>(bytes, 20);
+    const std::string which = fmt::format("pages of pid {} object {}", header.pid, header.object);
+    if ((header.pid == 0) == (header.object == 0))
+        return peer_failed(which + ": either a pid or an object must be named");
+    if (header.count == 0 || header.count > max_page_ranges)
+        return peer_failed(fmt::format("{}: {} ranges, 1 to {} are allowed", which, header.count, max_page_ranges));
+    if (header.content_bytes > max_page_bytes)
+        return peer_failed(fmt::format("{}: {} bytes, {} are allowed", which, header.content_bytes, max_page_bytes));
+    const uint64_t before = page_header_bytes + header.count * page_range_bytes;
+    if (body_bytes < before) return peer_failed(fmt::format("{}: a frame too short for {} ranges", which, header.count));
+    const uint64_t content = body_bytes - before;
+    const bool fits = header.lz4 ? content > 0 && content < header.content_bytes : content == header.content_bytes;
+    if (!fits)
+        return peer_failed(fmt::format("{}: the frame holds {} bytes of content where {}{} are due", which, content,
+                                       header.lz4 ? "fewer than " : "", header.content_bytes));
     return header;
+}
+
+std::vector<std::byte> encode(std::span<const PageRange> ranges) {
+    std::vector<std::byte> bytes(ranges.size() * page_range_bytes);
+    std::byte* to = bytes.data();
+    for (const PageRange& range : ranges) {
+        const uint64_t words[] = {range.address, range.length | (range.zero ? 1u : 0u)};
+        std::memcpy(to, words, sizeof words);
+        to += sizeof words;
+    }
+    return bytes;
+}
+
+Result<void> decode_page_ranges(const PageHeader& header, std::span<const std::byte> bytes, std::vector<PageRange>& ranges) {
+    ranges.resize(header.count);
+    uint64_t content = 0;
+    uint64_t end = 0;  // of the range before
+    for (size_t i = 0; i < ranges.size(); ++i) {
+        uint64_t words[2];
+        std::memcpy(words, bytes.data() + i * page_range_bytes, sizeof words);
+        PageRange& range = ranges[i];
+        range = {words[0], words[1] & ~uint64_t{1}, (words[1] & 1) != 0};
+        const auto bad = [&](const char* why) {
+            return peer_failed(fmt::format("pages of pid {} object {} at {:#x}, {:#x} bytes: {}", header.pid, header.object,
+                                           range.address, range.length, why));
+        };
+        if (range.length == 0 || range.length % page_bytes != 0 || range.address % page_bytes != 0) return bad("not whole pages");
+        if (range.address + range.length < range.address) return bad("the range wraps around");
+        if (range.address < end) return bad("before the end of the range before");
+        end = range.address + range.length;
+        if (range.zero) continue;
+        if (range.length > header.content_bytes - content) return bad("more than the content");
+        content += range.length;
+    }
+    if (content == header.content_bytes) return {};
+    return peer_failed(fmt::format("pages of pid {} object {}: {} bytes of content for {} of ranges", header.pid, header.object,
+                                   header.content_bytes, content));
 }
 
 }  // namespace godwit

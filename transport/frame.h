@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "common/base/result.h"
 #include "transport/protocol.h"
@@ -26,11 +27,10 @@ namespace godwit {
 
 inline constexpr uint32_t frame_magic = 0x74776467;  // "gdwt"
 inline constexpr size_t frame_header_bytes = 24;
-inline constexpr size_t page_header_bytes = 32;
+inline constexpr size_t page_header_bytes = 24;
 inline constexpr uint32_t max_hello_bytes = 4096;
 
 using FrameHeaderBytes = std::array<std::byte, frame_header_bytes>;
-using PageHeaderBytes = std::array<std::byte, page_header_bytes>;
 
 struct FrameHeader {
     FrameType type = FrameType::abort;
@@ -65,27 +65,39 @@ class FrameChecksum {
     std::unique_ptr<void, Free> state_;
 };
 
-// Pages of one process, or of one shared object.
+// Pages of a process, by address, or of a shared object, by offset.
 struct PageRange {
-    uint32_t pid = 0;      // in the tree's namespace; 0: by object
-    uint64_t object = 0;   // MappingRange.shared_object; 0: by pid
-    uint64_t address = 0;  // in the process, or offset in the object; bytes, a multiple of the page size
+    uint64_t address = 0;  // bytes, a multiple of the page size
     uint64_t length = 0;   // bytes, a multiple of the page size, not 0
+    bool zero = false;     // every byte is zero: no content travels, and the length may be of any size
 };
 
-// The first page_header_bytes of the body of a PAGES frame; content follows unless zero.
-//   0 u32 pid   4 u32 flags (bit 0: zero, bit 1: lz4, refused)   8 u64 address   16 u64 length   24 u64 object
+// The first page_header_bytes of the body of a PAGES frame.
+//   0 u32 pid   4 u32 flags (bit 1: lz4)   8 u64 object   16 u32 ranges   20 u32 bytes of content, before compression
+// Then page_range_bytes for each range, ascending, none touching what an earlier one took:
+//   0 u64 address   8 u64 length, its bit 0: zero
+// Then the content of all ranges that are not zero, one after the other; with lz4 as one block, which is shorter.
 struct PageHeader {
-    PageRange range;
-    bool zero = false;  // every byte of the range is zero; range.length may be of any size
+    uint32_t pid = 0;     // in the tree's namespace; 0: by object
+    uint64_t object = 0;  // MappingRange.shared_object; 0: by pid
+    uint32_t count = 0;   // of ranges, 1 to max_page_ranges
+    uint32_t content_bytes = 0;
+    bool lz4 = false;
 };
 
-inline constexpr uint32_t page_flag_zero = 1u << 0;
-inline constexpr uint32_t page_flag_lz4 = 1u << 1;  // reserved
+inline constexpr uint32_t page_flag_lz4 = 1u << 1;  // feature_lz4
+inline constexpr size_t page_range_bytes = 16;
+using PageHeaderBytes = std::array<std::byte, page_header_bytes>;
 
 PageHeaderBytes encode(const PageHeader& header);
-// `body_bytes` is the length of the frame. Refuses unknown flags, ranges that are empty, not of whole pages, wrap
-// around or name both or neither of pid and object, and a content that is not as long as the range.
-Result<PageHeader> decode_page_header(const PageHeaderBytes& bytes, uint32_t body_bytes);
+// `body_bytes` is the length of the frame. Refuses flags that are not among `known_flags`, a header that names both or neither
+// of pid and object, numbers of ranges or bytes above their caps, and a frame that is not as long as they say.
+Result<PageHeader> decode_page_header(const PageHeaderBytes& bytes, uint32_t body_bytes, uint32_t known_flags);
+
+// header.count ranges, as they travel.
+std::vector<std::byte> encode(std::span<const PageRange> ranges);
+// Refuses ranges that are empty, not of whole pages, wrap around, overlap or do not ascend, and content that is not as long
+// as they are. `bytes` holds header.count * page_range_bytes.
+Result<void> decode_page_ranges(const PageHeader& header, std::span<const std::byte> bytes, std::vector<PageRange>& ranges);
 
 }  // namespace godwit

@@ -105,6 +105,7 @@ Result<Greeting> say_hello(Channel& channel, image::Role role, const std::string
         return peer_failed(
             fmt::format("{} turned on features {:#x}, which we did not offer", channel.peer(), reply.features()));
     }
+    channel.set_features(reply.features());
     return Greeting{role, migration_id, stream, reply.features(), reply.minor(), printable(reply.program(), 64)};
 }
 
@@ -116,6 +117,7 @@ Result<Greeting> answer_hello(Channel& channel, Deadline deadline,
     if (greeting && admit)
         if (auto admitted = admit(*greeting); !admitted) greeting = Failure(std::move(admitted.error()));
     if (greeting) {
+        channel.set_features(greeting->features);
         TRY(channel.send(FrameType::hello_reply, make_reply(greeting->features)));
         return greeting;
     }

@@ -12,17 +12,14 @@
 
 namespace godwit {
 
-enum Feature : uint64_t {
-    feature_lz4 = 1u << 0,  // compressed page frames: the number is reserved, nobody sends them yet
-};
-inline constexpr uint64_t supported_features = 0;
+inline constexpr uint64_t supported_features = feature_lz4;
 
 // What one connection is for.
 struct Greeting {
     image::Role role = image::ROLE_UNKNOWN;
     std::string migration_id;  // is_uuid()
     uint32_t stream = 0;       // number of a data connection, else 0
-    uint64_t features = 0;     // that both sides know
+    uint64_t features = 0;     // that both sides know; the Channel has been told
     uint32_t peer_minor = 0;
     std::string peer_program;  // "godwit 0.1.0", printable
 };

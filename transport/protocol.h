@@ -53,8 +53,14 @@ enum class FrameType : uint16_t {
 // "hello_reply" and so on; "unknown" for a number that is no frame type.
 std::string_view name_of(FrameType type);
 
+// Feature bits of HELLO.
+enum Feature : uint64_t {
+    feature_lz4 = 1u << 0,  // page_flag_lz4
+};
+
 // Caps, so that no length of a peer's makes us allocate more.
 inline constexpr uint32_t max_message_bytes = 64u << 20;  // a control message
-inline constexpr uint32_t max_page_bytes = 1u << 20;      // content of one page frame
+inline constexpr uint32_t max_page_bytes = 1u << 20;      // content of one page frame, before compression
+inline constexpr uint32_t max_page_ranges = 4096;         // of one page frame
 
 }  // namespace godwit

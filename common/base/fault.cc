@@ -23,6 +23,7 @@ struct Fault {
     Action action = Action::none;
     std::string name;
     unsigned long number = 0;
+    unsigned long pass = 1;  // of the point of that name
     UniqueFd trace;
 
     Fault() {
@@ -35,6 +36,10 @@ struct Fault {
         const std::string verb = spec.substr(0, at);
         action = verb == "kill" ? Action::kill : verb == "stop" ? Action::stop : verb == "cut" ? Action::cut : Action::none;
         if (at != std::string::npos) name = spec.substr(at + 1);
+        if (const size_t hash = name.find('#'); hash != std::string::npos) {
+            pass = std::strtoul(name.c_str() + hash + 1, nullptr, 10);
+            name.resize(hash);
+        }
         if (!name.empty() && name.find_first_not_of("0123456789") == std::string::npos) number = std::stoul(name);
     }
 };
@@ -45,6 +50,7 @@ Fault& fault() {
 }
 
 std::atomic<unsigned long> counter{0};
+std::atomic<unsigned long> passes{0};  // of the named point
 std::atomic<bool> fired{false};
 std::function<void()> cut_links;
 std::mutex cut_lock;
@@ -64,7 +70,7 @@ void fault_point(const char* name) {
         (void)::write(f.trace.get(), line.data(), line.size());
     }
     if (f.action == Action::none) return;
-    if (f.number != 0 ? f.number != number : f.name != name) return;
+    if (f.number != 0 ? f.number != number : f.name != name || ++passes != f.pass) return;
     if (fired.exchange(true)) return;
     if (f.action == Action::kill) ::kill(::getpid(), SIGKILL);
     if (f.action == Action::stop) ::kill(::getpid(), SIGSTOP);

@@ -7,6 +7,7 @@
 // GODWIT_FAULT=kill@NAME     SIGKILL to ourselves at the first point of that name
 // GODWIT_FAULT=stop@NAME     SIGSTOP to ourselves there (a harness looks around, then SIGCONT)
 // GODWIT_FAULT=cut@NAME      every link is shut down there
+// GODWIT_FAULT=VERB@NAME#K   the K-th time that the point of that name is passed, from 1
 // GODWIT_FAULT_TRACE=FILE    appends one line "N NAME" per point, and is how a sweep learns the count
 #pragma once
 

@@ -43,9 +43,9 @@ void start_log(int verbosity, const std::string& file) {
     spdlog::set_default_logger(std::move(logger));
 }
 
-void set_log_writer(LogWriter writer) {
+void set_log_writer(const LogWriter& writer) {
     for (const auto& sink : spdlog::default_logger()->sinks())
-        if (const auto standard_error = std::dynamic_pointer_cast<StandardError>(sink)) standard_error->set(std::move(writer));
+        if (const auto standard_error = std::dynamic_pointer_cast<StandardError>(sink)) standard_error->set(writer);
 }
 
 }  // namespace godwit

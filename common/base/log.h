@@ -17,6 +17,6 @@ void start_log(int verbosity, const std::string& file = {});
 // Whoever draws on the terminal takes over what the log has for standard error, until it is set to nothing again. It gets
 // whole lines, one call at a time, from whichever thread logs, and must not log itself. A log that goes to a file stays there.
 using LogWriter = std::function<void(std::string_view lines)>;
-void set_log_writer(LogWriter writer);
+void set_log_writer(const LogWriter& writer);
 
 }  // namespace godwit

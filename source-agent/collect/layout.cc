@@ -43,6 +43,11 @@ Guards find_out_guards() {
     return told ? Guards::in_flags : Guards::in_pagemap;
 }
 
+Guards how_guards_are_told() {
+    static const Guards guards = find_out_guards();
+    return guards;
+}
+
 // Of a process that runs the list is read in pieces: a mapping that grows meanwhile may be told twice.
 void cut_overlaps(std::vector<Vma>& mappings) {
     uint64_t end = 0;
@@ -94,6 +99,7 @@ std::string file_key(const std::string& path, uint64_t device, uint64_t inode, b
 }  // namespace
 
 Result<LayoutReader> LayoutReader::make(pid_t pid, pid_t pid_inside, const image::Plan& plan) {
+    (void)how_guards_are_told();  // found out now, not in the freeze
     LayoutReader out(TRY(MappingClassifier::make(pid)));
     out.pid_ = pid;
     out.pid_inside_ = pid_inside;
@@ -176,7 +182,7 @@ Result<image::Layout> LayoutReader::read_stopped() {
 }
 
 Result<void> LayoutReader::check_guards(const Vma& vma) const {
-    static const Guards guards = find_out_guards();
+    const Guards guards = how_guards_are_told();
     if (guards == Guards::none || vma.path == "[vsyscall]" || (guards == Guards::in_flags && !vma.has("gu"))) return {};
     const Pagemap pagemap = TRY(Pagemap::open(pid_));
     if (!TRY(pagemap.has_guards(vma.start, vma.end))) return {};

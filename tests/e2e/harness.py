@@ -102,7 +102,7 @@ class Server:
 class Victim:
     """A self-checking program on one of the hosts; see tests/victims/victim.h."""
 
-    def __init__(self, pair, name, arguments, host, environment=None):
+    def __init__(self, pair, name, arguments, host, environment=None, prefix=(), patience=20):
         self.pair = pair
         self.name = name
         self.host = host
@@ -111,8 +111,8 @@ class Victim:
         self.folder.chmod(0o777)
         self.log = self.folder / "log"
         arguments = [str(a).replace("{dir}", str(self.folder)) for a in arguments]
-        self.pid = host.spawn_daemon([VICTIMS / name, "--log", self.log, *arguments], log=self.folder / "output", env=environment)
-        wait_until(lambda: "ready" in self.lines() or self.ended(), 20, lambda: f"{name}: {self.lines()[-5:]}")
+        self.pid = host.spawn_daemon([*prefix, VICTIMS / name, "--log", self.log, *arguments], log=self.folder / "output", env=environment)
+        wait_until(lambda: "ready" in self.lines() or self.ended(), patience, lambda: f"{name}: {self.lines()[-5:]}")
         self.check_unharmed()
 
     def lines(self):
@@ -163,6 +163,23 @@ class Victim:
         for host in self.pair.hosts:
             host.kill(self.pid)
             assert host.wait_gone(self.pid)
+
+
+class Held:
+    """An agent that stands still at a fault point."""
+
+    def __init__(self, agent):
+        self.agent = agent
+        self.outcome = None
+
+    def stopped(self):
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.agent}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return False
+
+    def go_on(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.agent, signal.SIGCONT)
 
 
 class Pair:
@@ -216,8 +233,9 @@ class Pair:
         server = self.servers.get(host.name)
         return server if server and server.process.poll() is None else self.serve(host)
 
-    def victim(self, name, *arguments, host=None, environment=None):
-        victim = Victim(self, name, arguments, host or self.a, environment)
+    def victim(self, name, *arguments, host=None, environment=None, **how):
+        """Starts one. `prefix`: a program that becomes it, as setpriv(1) does; `patience`: seconds until it is ready."""
+        victim = Victim(self, name, arguments, host or self.a, environment, **how)
         self.victims.append(victim)
         return victim
 
@@ -258,12 +276,46 @@ class Pair:
         del self.last[:-4]
         return outcome
 
-    def send(self, pid, source, *options, to=None, security=None, timeout=120, environment=None):
-        """`godwit migrate` as it is; whoever calls looks at the outcome."""
+    def migrate_arguments(self, pid, source, *options, to=None, security=None, mode="stop"):
+        """The command line of `godwit migrate`."""
         target = to or f"{self.other(source).address}:{PORT}"
-        return self.godwit(source, "migrate", "--tree", pid, "--to", target, "--mode", "stop",
-                           *(self.security(source) if security is None else security), "--state-dir", STATE, "--json", *options,
+        return ["migrate", "--tree", pid, "--to", target, "--mode", mode, *(self.security(source) if security is None else security),
+                "--state-dir", STATE, "--json", *options]
+
+    def send(self, pid, source, *options, to=None, security=None, mode="stop", timeout=120, environment=None):
+        """`godwit migrate` as it is; whoever calls looks at the outcome."""
+        return self.godwit(source, *self.migrate_arguments(pid, source, *options, to=to, security=security, mode=mode),
                            timeout=timeout, environment=environment)
+
+    @contextlib.contextmanager
+    def held(self, pid, source, *options, at, side="a", mode="pre-copy", timeout=120, environment=None):
+        """A migration that stands still at a fault point of one agent while the body runs, and then goes on to its end.
+
+        The agent of host b must be started by this: it is, if `side` is "b". The Held that the body gets has the outcome
+        afterwards.
+        """
+        fault = {"GODWIT_FAULT": f"stop@{at}"}
+        if side == "b":
+            self.serve(self.b, environment={**(environment or {}), **fault})
+        arguments = self.migrate_arguments(pid, source, *options, mode=mode)
+        process = source.popen([GODWIT, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               errors="replace", env={**os.environ, **(environment or {}), **(fault if side == "a" else {})})
+        agent = process.outer_pid if side == "a" else self.servers["b"].process.outer_pid
+        held = Held(agent)
+        try:
+            wait_until(lambda: held.stopped() or process.poll() is not None, 30, f"the agent of host {side} stops at {at}")
+            assert process.poll() is None, f"{at} was not reached: exit code {process.returncode}: {process.communicate(timeout=10)}"
+            yield held
+            held.go_on()
+            stdout, stderr = process.communicate(timeout=timeout)
+        finally:
+            held.go_on()
+            if process.poll() is None:
+                process.kill()
+            process.wait(10)
+        held.outcome = Outcome(process.returncode, stdout, stderr)
+        self.last.append((f"godwit {' '.join(map(str, arguments))} on {source.name}: {process.returncode}", stderr))
+        del self.last[:-4]
 
     def migrate(self, victim, *options, **kwargs):
         """Moves a victim to the other host, which must work, and follows it there."""
@@ -334,7 +386,8 @@ def picture(host, pid):
         key, _, value = line.partition(":")
         if key in _STATUS and (key not in _OUTER or key.startswith("NS")):
             seen[f"status {key}"] = _innermost(key, value.strip())
-    seen["maps"] = (root / "maps").read_text()
+    # Shared anonymous memory has a number of its kernel.
+    seen["maps"] = re.sub(r"00:01 \d+( +/dev/zero \(deleted\))", r"00:01 -\1", (root / "maps").read_text())
     for fd in sorted(os.listdir(root / "fd"), key=int):
         target = re.sub(r":\[\d+\]", ":[]", os.readlink(root / "fd" / fd))
         info = re.sub(r"^(ino|mnt_id|tfd.*|sigmask|it_value|ticks|eventfd-id|clockid)\b.*\n", "", (root / "fdinfo" / fd).read_text(), flags=re.M)

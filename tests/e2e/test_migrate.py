@@ -49,24 +49,31 @@ def rows(cases):
     return [pytest.param(c, id=c.name, marks=[pytest.mark.smoke] if c.smoke else []) for c in cases]
 
 
-def there_and_back(pair, case, times):
+modes = pytest.mark.parametrize("mode", ["stop", "pre-copy"])
+
+
+def there_and_back(pair, case, times, mode):
     victim = pair.victim(case.victim, *case.arguments)
+    # The victims are small: the limit is there to be met however busy the machine is.
+    limit = ("--downtime-limit", "60000") if mode != "stop" else ()
     for _ in range(times):
         for _ in ("there", "back"):
-            pair.migrate(victim, *case.options)
+            pair.migrate(victim, *limit, *case.options, mode=mode)
     victim.finish()
 
 
+@modes
 @pytest.mark.parametrize("case", rows(CASES))
-def test_victim_moves_there_and_back(pair, case):
-    there_and_back(pair, case, 1)
+def test_victim_moves_there_and_back(pair, case, mode):
+    there_and_back(pair, case, 1, mode)
 
 
+@modes
 @pytest.mark.parametrize("case", rows(EITHER))
-def test_victim_is_carried_whole_or_refused_whole(pair, case):
+def test_victim_is_carried_whole_or_refused_whole(pair, case, mode):
     victim = pair.victim(case.victim, *case.arguments)
     pair.serving(pair.b)
-    outcome = pair.send(victim.pid, pair.a).expect(DONE, UNSUPPORTED)
+    outcome = pair.send(victim.pid, pair.a, mode=mode).expect(DONE, UNSUPPORTED)
     if outcome.code == DONE:
         victim.host = pair.b
     victim.check_running()
@@ -75,9 +82,10 @@ def test_victim_is_carried_whole_or_refused_whole(pair, case):
 
 @pytest.mark.slow
 @pytest.mark.limit(900)
+@modes
 @pytest.mark.parametrize("case", rows(CASES))
-def test_victim_moves_fifty_times(pair, case):
-    there_and_back(pair, case, 25)
+def test_victim_moves_fifty_times(pair, case, mode):
+    there_and_back(pair, case, 25, mode)
 
 
 # ---- what a migration must not change --------------------------------------------------------------------------
@@ -93,11 +101,12 @@ QUIET = [
 
 
 @pytest.mark.smoke
+@modes
 @pytest.mark.parametrize("case", rows(QUIET))
-def test_proc_shows_the_same_process_after_the_move(pair, case):
+def test_proc_shows_the_same_process_after_the_move(pair, case, mode):
     victim = pair.victim(case.victim, *case.arguments)
     before = picture(pair.a, victim.pid)
-    pair.migrate(victim)
+    pair.migrate(victim, mode=mode)
     after = picture(pair.b, victim.pid)
     # The log's offset grows; SigQ counts the signals of the user on that host.
     changed = differences(before, after, ignore=(r"fd [345]$", "status SigQ", *case.ignore))

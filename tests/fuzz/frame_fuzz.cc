@@ -31,7 +31,7 @@ void put_right(std::string& bytes) {
         uint32_t length;
         std::memcpy(&type, &bytes[at + 4], sizeof type);
         std::memcpy(&length, &bytes[at + 8], sizeof length);
-        type = static_cast<uint16_t>(type % 22);  // 1 to 20 are known
+        type = static_cast<uint16_t>(type % 24);  // 1 to 22 are known
         length = static_cast<uint32_t>(std::min<size_t>(length, bytes.size() - at - frame_header_bytes));
         FrameHeaderBytes header = encode(FrameHeader{static_cast<FrameType>(type), length, sequence, 0});
         FrameChecksum checksum(header);
@@ -52,23 +52,35 @@ void parse_as_everything(const std::string& body) {
     image::Process process;
     image::Files files;
     image::RoundEnd round_end;
+    image::RoundBegin round_begin;
     image::Commit commit;
     image::RecoverQuery query;
     image::RecoverReply reply;
     google::protobuf::Message* const messages[] = {&hello, &hello_reply, &plan,   &plan_reply, &layout, &process,
-                                                   &files, &round_end,   &commit, &query,      &reply};
+                                                   &files, &round_end, &round_begin, &commit, &query,      &reply};
     for (auto* message : messages) (void)parse_strictly(body, *message);
+}
+
+// What was let through is well-formed.
+void check(const DataFrame& frame) {
+    uint64_t content = 0, end = 0;
+    for (const PageRange& range : frame.ranges) {
+        if (range.length == 0 || range.address < end || range.address + range.length < range.address) std::abort();
+        end = range.address + range.length;
+        if (!range.zero) content += range.length;
+    }
+    if (frame.ranges.empty() || content != frame.header.content_bytes || content > max_page_bytes) std::abort();
 }
 
 void serve(Channel& channel) {
     const Deadline deadline = Deadline::in(milliseconds(2000));
     if (channel.guard().role() == image::ROLE_DATA) {
-        std::vector<std::byte> buffer(max_page_bytes);
-        PageHeader header;
-        while (channel.receive_pages(header, buffer.data(), deadline)) {
-            if (header.range.length == 0 || (!header.zero && header.range.length > max_page_bytes)) std::abort();
+        DataFrame frame;
+        for (;;) {
+            const auto type = channel.receive_data(frame, deadline);
+            if (!type) return;
+            if (*type == FrameType::pages) check(frame);
         }
-        return;
     }
     for (;;) {
         const auto frame = channel.receive(deadline);
@@ -97,6 +109,7 @@ void run(const uint8_t* data, size_t size) {
         (void)channel.guard().receive(FrameType::hello);
         channel.guard().set_role(role);
         (void)channel.send(FrameType::hello_reply, image::HelloReply());
+        channel.set_features(supported_features);
     } else if (!answer_hello(channel, deadline, [](const Greeting&) { return Result<void>(); })) {
         return;
     }

@@ -230,7 +230,8 @@ inline uint64_t read_word(pid_t pid, uint64_t at) {
 inline std::string pages_of(char fill, size_t count) { return std::string(count * page, fill); }
 
 inline Result<void> write(Skeleton& skeleton, uint64_t at, const std::string& bytes) {
-    return skeleton.write_pages(at, reinterpret_cast<const std::byte*>(bytes.data()), bytes.size());
+    const PageRange range{at, bytes.size()};
+    return skeleton.write({&range, 1}, reinterpret_cast<const std::byte*>(bytes.data()));
 }
 
 inline Result<void> write_code(Skeleton& skeleton, const std::vector<uint8_t>& code) {

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <pty.h>
+#include <sys/ioctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -112,6 +113,24 @@ TEST(ProgressDisplay, DoesNotWaitForAPipeThatTakesNothing) {
     EXPECT_EQ(ended.status, 0);
     EXPECT_TRUE(ended.screen.starts_with("godwit: copying memory while the tree runs\ngodwit: round 0 done: 100 pages"));
     EXPECT_EQ(ended.screen.find('\x1b'), std::string::npos);
+}
+
+TEST(ProgressDisplay, DrawsOnItsOwnTerminalOnlyInTheForeground) {
+    for (const bool background : {false, true}) {
+        const Ended ended = run_child(80, "xterm", [background] {
+            ::setsid();
+            if (::ioctl(STDERR_FILENO, TIOCSCTTY, 0) != 0) ::_exit(1);
+            const pid_t job = ::fork();
+            if (job == 0) {
+                if (background) ::setpgid(0, 0);
+                ProgressDisplay(ProgressDisplay::Plain::yes).show(round_of(0));
+                ::_exit(0);
+            }
+            ::waitpid(job, nullptr, 0);
+        });
+        EXPECT_EQ(ended.status, 0);
+        EXPECT_EQ(ended.screen.empty(), background) << ended.screen;
+    }
 }
 
 TEST(ProgressDisplay, ADumbTerminalGetsPlainLinesAndWithJsonNothing) {

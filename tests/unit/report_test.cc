@@ -44,8 +44,10 @@ TEST(Units, AreDecimalAndSwitchWhereTheyWouldRoundUp) {
     EXPECT_EQ(units::duration(12'345), "12.3 s");
     EXPECT_EQ(units::duration_of(85, 100), "85/100 ms");
     EXPECT_EQ(units::duration_of(12'345, 100), "12.3 s/100 ms");
-    EXPECT_EQ(units::count(99'999), "99999");
+    EXPECT_EQ(units::count(9'999), "9999");
+    EXPECT_EQ(units::count(10'000), "10k");
     EXPECT_EQ(units::count(262'144), "262k");
+    EXPECT_EQ(units::count(1'299'999), "1.2M");
     EXPECT_EQ(units::count(16'777'216), "16M");
 }
 

@@ -49,6 +49,75 @@ TEST_F(SkeletonTest, TheLastVersionOfAPageWins) {
     EXPECT_TRUE(read_back(skeleton->pid(), code_at, page) == pages_of('2', 1));
 }
 
+Result<void> zero(Skeleton& skeleton, uint64_t at, uint64_t pages) {
+    const PageRange range{at, pages * page, true};
+    return skeleton.zero({&range, 1});
+}
+
+TEST_F(SkeletonTest, ManyRangesOfOneCallLandEachInItsPlace) {
+    image::Layout layout = small_layout();
+    constexpr uint64_t at = 0x100000000, count = 4000;
+    add(layout, at, count, image::MAPPING_ANONYMOUS, PROT_READ | PROT_WRITE);
+    add(layout, at + count * page, count, image::MAPPING_ANONYMOUS, PROT_READ);
+    add(layout, at + 2 * count * page, count, image::MAPPING_ANONYMOUS, PROT_NONE);
+    std::sort(layout.mutable_mappings()->begin(), layout.mutable_mappings()->end(),
+              [](const auto& a, const auto& b) { return a.start() < b.start(); });
+    auto skeleton = build(layout);
+    ASSERT_OK(skeleton);
+    // Every second page, then every third: missing ones and ones that are there, all mixed, across three mappings.
+    std::string expected(3 * count * page, '\0');
+    for (const uint64_t step : {2, 3}) {
+        std::vector<PageRange> ranges;
+        std::string content;
+        for (uint64_t i = 0; i < 3 * count; i += step) {
+            ranges.push_back({at + i * page, page});
+            content += pages_of(static_cast<char>('a' + (i + step) % 26), 1);
+            expected.replace(i * page, page, content, content.size() - page, page);
+        }
+        ASSERT_OK(skeleton->write(ranges, reinterpret_cast<const std::byte*>(content.data())));
+    }
+    ASSERT_OK(skeleton->finish_memory());
+    EXPECT_TRUE(read_back(skeleton->pid(), at, 3 * count * page) == expected);
+}
+
+TEST_F(SkeletonTest, ZeroedPagesAreZeroWhateverWasThere) {
+    image::Layout layout = small_layout();
+    constexpr uint64_t at = 0x100000000, shared = 0x30000000, huge = 1 << 24;
+    add(layout, at, huge, image::MAPPING_ANONYMOUS, PROT_READ | PROT_WRITE);
+    MappingRange& object = add(layout, shared, 4, image::MAPPING_ANONYMOUS_SHARED, PROT_READ);
+    object.set_shared_object(77);
+    std::sort(layout.mutable_mappings()->begin(), layout.mutable_mappings()->end(),
+              [](const auto& a, const auto& b) { return a.start() < b.start(); });
+    auto skeleton = build(layout);
+    ASSERT_OK(skeleton);
+    const uint64_t last = at + (huge - 1) * page;
+    for (const uint64_t written : {at + 5 * page, last, data_at, shared + page}) ASSERT_OK(write(*skeleton, written, pages_of('x', 1)));
+    ASSERT_OK(write(*skeleton, code_at, pages_of('x', 1)));  // not writable in the end
+    ASSERT_OK(zero(*skeleton, at, huge));
+    ASSERT_OK(zero(*skeleton, data_at, 4));
+    ASSERT_OK(zero(*skeleton, shared, 4));
+    ASSERT_OK(zero(*skeleton, code_at - page, 2));  // a page of a file, and ours
+    ASSERT_FALSE(zero(*skeleton, data_at, 5)) << "beyond the mapping";
+    ASSERT_OK(skeleton->finish_memory());
+    for (const uint64_t zeroed : {at + 5 * page, last, data_at, shared + page, code_at - page, code_at})
+        EXPECT_TRUE(read_back(skeleton->pid(), zeroed, page) == pages_of('\0', 1)) << std::hex << zeroed;
+    const auto smaps = read_smaps(skeleton->pid());
+    for (const Vma& vma : *smaps)
+        if (vma.start == at) EXPECT_LT(vma.resident_kb, 10'000u) << "64 GiB of zeros were made pages";
+}
+
+TEST_F(SkeletonTest, ACopyThatWasKilledIsSaidSo) {
+    auto skeleton = build(small_layout());
+    ASSERT_OK(skeleton);
+    ASSERT_OK(write(*skeleton, data_at, pages_of('x', 1)));
+    ASSERT_EQ(::kill(skeleton->pid(), SIGKILL), 0);  // as the OOM killer does
+    Problem problem;
+    for (int i = 0; i < 1000 && problem.what.empty(); ++i)
+        if (auto written = write(*skeleton, data_at, pages_of('x', 4)); !written) problem = written.error();
+    EXPECT_NE(problem.what.find("was killed while its memory arrived"), std::string::npos) << problem.what;
+    EXPECT_NE(problem.hint.find("ran out of memory"), std::string::npos) << problem.hint;
+}
+
 TEST_F(SkeletonTest, SharedMemoryMappedTwiceIsOneObject) {
     image::Layout layout = small_layout();
     constexpr uint64_t first = 0x30000000, second = 0x31000000;
@@ -92,7 +161,9 @@ TEST_F(SkeletonTest, WrongPageRangesAreRefused) {
     };
     const std::string bytes = pages_of('x', 4);
     for (const auto& range : ranges) {
-        const auto written = skeleton->write_pages(range.at, reinterpret_cast<const std::byte*>(bytes.data()), range.size);
+        // The good one before it is not written either.
+        const PageRange both[] = {{data_at, page}, {range.at, range.size}};
+        const auto written = skeleton->write(both, reinterpret_cast<const std::byte*>(bytes.data()));
         ASSERT_FALSE(written.has_value()) << fmt::format("{:x} {:x}", range.at, range.size);
         EXPECT_EQ(written.error().code, ExitCode::peer);
     }

@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <lz4.h>
 
 #include <cstring>
 #include <thread>
@@ -307,68 +308,127 @@ TEST(Channel, SilenceEndsAtTheIdleLimit) {
 
 struct DataPair : ChannelPair {
     DataPair() { EXPECT_TRUE(Greetings(*this, image::ROLE_DATA).source); }
-    std::vector<std::byte> buffer = std::vector<std::byte>(max_page_bytes);
-    PageHeader header;
+    DataFrame frame;
 };
+
+std::string text_of(std::span<const std::byte> bytes) {
+    return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+}
 
 TEST(Channel, PagesArriveAsTheyWereSent) {
     DataPair pair;
     std::string a(4096, 'a'), b(8192, 'b');
     const iovec content[] = {{a.data(), a.size()}, {b.data(), b.size()}};
-    ASSERT_TRUE(pair.source->send_pages({42, 0, 0x7f0000001000, 12288}, content));
-    ASSERT_TRUE(pair.source->send_pages({0, 99, 0, 1ull << 40}, {}));
-    ASSERT_TRUE(pair.destination->receive_pages(pair.header, pair.buffer.data(), soon()));
-    EXPECT_EQ(pair.header.range.pid, 42u);
-    EXPECT_EQ(pair.header.range.address, 0x7f0000001000u);
-    EXPECT_FALSE(pair.header.zero);
-    EXPECT_EQ(std::memcmp(pair.buffer.data(), (a + b).data(), 12288), 0);
-    ASSERT_TRUE(pair.destination->receive_pages(pair.header, pair.buffer.data(), soon()));
-    EXPECT_TRUE(pair.header.zero);
-    EXPECT_EQ(pair.header.range.object, 99u);
-    EXPECT_EQ(pair.header.range.length, 1ull << 40);
+    const PageRange ranges[] = {{0x7f0000001000, 4096}, {0x7f0000002000, 1ull << 30, true}, {0x7fff00000000, 8192}};
+    ASSERT_TRUE(pair.source->send_pages({42, 0, 0, 12288}, ranges, content));
+    const PageRange zeros{0, 1ull << 40, true};
+    ASSERT_TRUE(pair.source->send_pages({0, 99}, {&zeros, 1}, {}));
+    EXPECT_EQ(*pair.destination->receive_data(pair.frame, soon()), FrameType::pages);
+    EXPECT_EQ(pair.frame.header.pid, 42u);
+    ASSERT_EQ(pair.frame.ranges.size(), 3u);
+    for (size_t i = 0; i < 3; ++i) {
+        EXPECT_EQ(pair.frame.ranges[i].address, ranges[i].address);
+        EXPECT_EQ(pair.frame.ranges[i].length, ranges[i].length);
+        EXPECT_EQ(pair.frame.ranges[i].zero, ranges[i].zero);
+    }
+    EXPECT_EQ(text_of(std::span(pair.frame.content).first(12288)), a + b);
+    EXPECT_EQ(*pair.destination->receive_data(pair.frame, soon()), FrameType::pages);
+    EXPECT_EQ(pair.frame.header.object, 99u);
+    EXPECT_EQ(pair.frame.header.content_bytes, 0u);
+}
+
+TEST(Channel, RoundsBeginOnDataConnections) {
+    DataPair pair;
+    image::RoundBegin begin;
+    begin.set_round(7);
+    ASSERT_TRUE(pair.source->send(FrameType::round_begin, begin));
+    EXPECT_EQ(*pair.destination->receive_data(pair.frame, soon()), FrameType::round_begin);
+    EXPECT_EQ(pair.frame.round, 7u);
+}
+
+TEST(Channel, CompressedPagesAreUnpacked) {
+    DataPair pair;
+    std::string raw(max_page_bytes, 'r'), packed(raw.size(), '\0');
+    packed.resize(static_cast<size_t>(::LZ4_compress_default(raw.data(), packed.data(), static_cast<int>(raw.size()), static_cast<int>(packed.size()))));
+    const PageRange range{0x1000, raw.size()};
+    const iovec content{packed.data(), packed.size()};
+    ASSERT_TRUE(pair.source->send_pages({1, 0, 0, max_page_bytes, true}, {&range, 1}, {&content, 1}));
+    EXPECT_EQ(*pair.destination->receive_data(pair.frame, soon()), FrameType::pages);
+    EXPECT_EQ(text_of(pair.frame.content), raw);
 }
 
 TEST(Channel, RangesThatAreNoneAreNotEvenSent) {
     DataPair pair;
     std::string page(4096, 'a'), much(2 * max_page_bytes, 'b');
-    const iovec one{page.data(), page.size()}, too_much{much.data(), much.size()};
-    const auto refused = [&](PageRange range, const iovec* content) {
-        const auto sent = pair.source->send_pages(range, {content, content != nullptr ? 1u : 0u});
+    const auto refused = [&](PageHeader header, std::vector<PageRange> ranges, size_t bytes = 4096) {
+        header.content_bytes = static_cast<uint32_t>(bytes);
+        const iovec content{much.data(), bytes};
+        const auto sent = pair.source->send_pages(header, ranges, {&content, 1});
         return !sent && sent.error().code == ExitCode::failed;
     };
-    EXPECT_TRUE(refused({1, 1, 0x1000, 4096}, &one));
-    EXPECT_TRUE(refused({0, 0, 0x1000, 4096}, &one));
-    EXPECT_TRUE(refused({1, 0, 0x1001, 4096}, &one));
-    EXPECT_TRUE(refused({1, 0, 0x1000, 8192}, &one));
-    EXPECT_TRUE(refused({1, 0, 0x1000, 0}, nullptr));
-    EXPECT_TRUE(refused({1, 0, ~0xfffull, 8192}, nullptr));
-    EXPECT_TRUE(refused({1, 0, 0, much.size()}, &too_much));
+    EXPECT_TRUE(refused({1, 1}, {{0x1000, 4096}}));
+    EXPECT_TRUE(refused({0, 0}, {{0x1000, 4096}}));
+    EXPECT_TRUE(refused({1, 0}, {}, 0));
+    EXPECT_TRUE(refused({1, 0}, std::vector<PageRange>(max_page_ranges + 1, PageRange{0, 4096, true}), 0));
+    EXPECT_TRUE(refused({1, 0}, {{0x1001, 4096}}));
+    EXPECT_TRUE(refused({1, 0}, {{0x1000, 8192}}));
+    EXPECT_TRUE(refused({1, 0}, {{0x1000, 0}}));
+    EXPECT_TRUE(refused({1, 0}, {{~0xfffull, 8192, true}}, 0));
+    EXPECT_TRUE(refused({1, 0}, {{0x2000, 4096}, {0x1000, 4096}}, 8192));
+    EXPECT_TRUE(refused({1, 0}, {{0x1000, 8192, true}, {0x2000, 4096}}));
+    EXPECT_TRUE(refused({1, 0}, {{0, much.size()}}, much.size()));
+    // A peer that does not know compressed frames is sent none.
+    pair.source->set_features(0);
+    EXPECT_TRUE(refused({1, 0, 0, 0, true}, {{0x1000, 8192}}));
+}
+
+// What the destination says of this page frame of a peer that knows `features`.
+Problem refused_pages(const PageHeader& header, std::vector<PageRange> ranges, const std::string& content, uint64_t features = feature_lz4) {
+    ChannelAndPeer pair(Side::destination);
+    image::Hello hello = good_hello();
+    hello.set_role(image::ROLE_DATA);
+    hello.set_features(features);
+    const std::string bytes = frame_of(FrameType::hello, hello.SerializeAsString()) +
+                              frame_of(FrameType::pages, text_of(encode(header)) + text_of(encode(ranges)) + content, 1);
+    std::thread sending([&] { EXPECT_TRUE(write_all(pair.raw.get(), bytes.data(), bytes.size())); });
+    EXPECT_TRUE(answer_hello(*pair.channel, soon()));
+    DataFrame out;
+    auto received = pair.channel->receive_data(out, soon());
+    sending.join();
+    return received ? Problem{} : received.error();
 }
 
 TEST(Channel, PageFramesOfAHostilePeerAreRefused) {
-    const auto refusal = [](const PageHeaderBytes& header, const std::string& content) {
-        ChannelAndPeer pair(Side::destination);
-        image::Hello hello = good_hello();
-        hello.set_role(image::ROLE_DATA);
-        const std::string bytes =
-            frame_of(FrameType::hello, hello.SerializeAsString()) +
-            frame_of(FrameType::pages,
-                     std::string(reinterpret_cast<const char*>(header.data()), header.size()) + content, 1);
-        EXPECT_TRUE(write_all(pair.raw.get(), bytes.data(), bytes.size()));
-        EXPECT_TRUE(answer_hello(*pair.channel, soon()));
-        PageHeader out;
-        std::vector<std::byte> buffer(max_page_bytes);
-        auto received = pair.channel->receive_pages(out, buffer.data(), soon());
-        return received ? Problem{} : received.error();
-    };
-    const PageHeaderBytes good = encode(PageHeader{{1, 0, 0x1000, 4096}, false});
-    EXPECT_EQ(refusal(good, std::string(4096, 'x')).what, "");
-    expect_refused(refusal(good, std::string(4095, 'x')), "4095 bytes of content");
-    expect_refused(refusal(encode(PageHeader{{1, 0, 0x1000, 4096}, true}), "x"), "1 bytes of content");
-    expect_refused(refusal(encode(PageHeader{{1, 0, ~0xfffull, 8192}, true}), ""), "wraps around");
-    PageHeaderBytes compressed = good;
-    compressed[4] = std::byte{page_flag_lz4};
-    expect_refused(refusal(compressed, std::string(4096, 'x')), "not negotiated");
+    const std::string page(4096, 'x'), two(8192, 'x');
+    EXPECT_EQ(refused_pages({1, 0, 1, 4096}, {{0x1000, 4096}}, page).what, "");
+    expect_refused(refused_pages({1, 0, 1, 4096}, {{0x1000, 4096}}, page.substr(1)), "4095 bytes of content");
+    expect_refused(refused_pages({1, 0, 1, 0}, {{0x1000, 4096, true}}, "x"), "1 bytes of content");
+    expect_refused(refused_pages({1, 0, 1, 0}, {{~0xfffull, 8192, true}}, ""), "wraps around");
+    expect_refused(refused_pages({1, 0, 2, 8192}, {{0x1000, 8192}, {0x2000, 4096}}, two), "before the end of the range before");
+    expect_refused(refused_pages({1, 0, 2, 8192}, {{0x3000, 4096}, {0x2000, 4096}}, two), "before the end of the range before");
+    expect_refused(refused_pages({1, 0, 1, 4096}, {{0x1000, 1ull << 63}}, page), "more than the content");
+    expect_refused(refused_pages({1, 0, 1, 8192}, {{0x1000, 4096}}, two), "8192 bytes of content for 4096");
+    expect_refused(refused_pages({1, 0, 1, 4096}, {{0x1008, 4096}}, page), "not whole pages");
+    expect_refused(refused_pages({1, 0, 3, 4096}, {{0x1000, 4096}}, ""), "too short for 3 ranges");
+    expect_refused(refused_pages({1, 0, 1u << 31, 4096}, {{0x1000, 4096}}, page), "ranges, 1 to");
+    expect_refused(refused_pages({1, 0, 1, max_page_bytes + 4096}, {{0x1000, 4096}}, page), "are allowed");
+}
+
+TEST(Channel, CompressedPagesAreWhatTheySayOrRefused) {
+    std::string raw(8192, 'r'), packed(8192, '\0');
+    packed.resize(static_cast<size_t>(::LZ4_compress_default(raw.data(), packed.data(), 8192, 8192)));
+    EXPECT_EQ(refused_pages({1, 0, 1, 8192, true}, {{0x1000, 8192}}, packed).what, "");
+    expect_refused(refused_pages({1, 0, 1, 8192, true}, {{0x1000, 8192}}, packed, 0), "not negotiated");
+    expect_refused(refused_pages({1, 0, 1, 8192, true}, {{0x1000, 8192}}, packed.substr(0, packed.size() - 3)), "does not unpack");
+    expect_refused(refused_pages({1, 0, 1, 4096, true}, {{0x1000, 4096}}, packed), "does not unpack");
+    expect_refused(refused_pages({1, 0, 1, 12288, true}, {{0x1000, 12288}}, packed), "does not unpack");
+    expect_refused(refused_pages({1, 0, 1, 8192, true}, {{0x1000, 8192}}, std::string(100, '\xff')), "does not unpack");
+    expect_refused(refused_pages({1, 0, 1, 8192, true}, {{0x1000, 8192}}, raw), "fewer than 8192");
+    expect_refused(refused_pages({1, 0, 1, 8192, true}, {{0x1000, 8192}}, ""), "0 bytes of content");
+    PageHeader header{1, 0, 1, 4096};
+    PageHeaderBytes unknown = encode(header);
+    unknown[4] = std::byte{1};
+    EXPECT_FALSE(decode_page_header(unknown, page_header_bytes + page_range_bytes + 4096, page_flag_lz4));
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ def serve(host, keys, log):
 
 
 def migrate(host, pid, target, keys):
-    command = [GODWIT, "migrate", "--tree", pid, "--to", f"{target.address}:{PORT}", "--mode", "stop", "--keys", keys / "source", "--tcp-close", "--json"]
+    command = [GODWIT, "migrate", "--tree", pid, "--to", f"{target.address}:{PORT}", "--keys", keys / "source", "--tcp-close", "--json"]
     done = host.run(command, timeout=100, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         raise Failed(f"godwit migrate ended with exit code {done.returncode}:\n{done.stderr[-3000:]}")
@@ -44,10 +44,15 @@ def migrate(host, pid, target, keys):
 
 
 def print_report(report, gap_ms):
-    """Where the downtime went, as bars."""
-    size = report["bytes_sent"] / (1 << 20)
-    print(f"\n  {size:.0f} MiB sent in {report['total_ms'] / 1000:.2f} s; downtime {report['downtime_ms']:.0f} ms "
+    """The rounds, and where the downtime went, as bars."""
+    print(f"\n  {report['bytes_sent'] / 1e6:.0f} MB sent in {report['total_ms'] / 1000:.2f} s; downtime {report['downtime_ms']:.0f} ms "
           f"(a client saw {gap_ms:.0f} ms without an answer)\n")
+    print("  Memory was copied in rounds, each of what was written during the one before:\n")
+    most = max([*(r["bytes"] for r in report["rounds"]), 1])
+    for r in report["rounds"]:
+        name = "frozen" if r["frozen"] else f"round {r['round']}"
+        print(f"  {name:<8} {r['bytes'] / 1e6:9.1f} MB {r['ms']:8.1f} ms  {'█' * round(BAR * r['bytes'] / most)}")
+    print("\n  Where the downtime went:\n")
     phases = report["downtime_phases_ms"]
     longest = max([*phases.values(), 0.001])
     width = max(map(len, phases), default=0)
@@ -71,7 +76,7 @@ def demonstrate(mebibytes):
         agent = serve(b, keys, log)
         with WriteLoad([here, there]) as load:
             load.wait_for_writes(5000)
-            print(f"\n  a# godwit migrate --tree {pid} --to {b.address}:{PORT} --mode stop --tcp-close")
+            print(f"\n  a# godwit migrate --tree {pid} --to {b.address}:{PORT} --tcp-close")
             load.longest_gap_s = 0
             report = migrate(a, pid, b, keys)
             load.wait_for_writes(5000)
