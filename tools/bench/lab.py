@@ -200,7 +200,7 @@ class Lab:
             server = b.popen(["iperf3", "-s", "-1", "--forceflush"], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
             wait_until(lambda: "listening" in (self.shared / "iperf3.log").read_text(), 10, "iperf3 listens")
-            done = a.run(["iperf3", "-c", b.address, "-P", streams, "-t", seconds, "-O", 1, "-J"], timeout=seconds + 20, capture_output=True, text=True)
+            done = a.run(["iperf3", "-c", b.address, "-P", streams, "-t", seconds, "-J"], timeout=seconds + 20, capture_output=True, text=True)
             end = json.loads(done.stdout).get("end", {})
             if "sum_received" not in end:
                 raise BenchError(f"iperf3: {done.stdout[-300:]}{done.stderr}")
