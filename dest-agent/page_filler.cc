@@ -8,6 +8,7 @@
 
 #include "common/base/fault.h"
 #include "common/base/file.h"
+#include "dest-agent/layout.h"
 
 namespace godwit {
 namespace {
@@ -54,6 +55,8 @@ PageFiller::Filled PageFiller::fill(uint64_t address, const std::byte* content, 
     if (::ioctl(fd_.get(), UFFDIO_COPY, &copy) == 0) return {size, 0};
     // EAGAIN: it got some way, and does not say what stopped it.
     const int error = errno;
+    // The kernel fills no range that spans two mappings of its own, though they are one to the program (seams.cc).
+    if (error == ENOENT && size > page_size) return fill(address, content, page_size);
     return {copy.copy > 0 ? static_cast<size_t>(copy.copy) : 0, error == EAGAIN ? 0 : error};
 }
 

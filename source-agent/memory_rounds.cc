@@ -92,7 +92,7 @@ Result<void> MemoryRounds::track(TrackerBackend backend) {
 
 std::string MemoryRounds::backend() const {
     if (members_.empty() || !members_.front()->tracker) return {};
-    return members_.front()->tracker->needs_stop() ? "soft_dirty" : "wp_async";
+    return members_.front()->tracker->needs_stop() ? "soft-dirty" : "wp-async";
 }
 
 Result<void> MemoryRounds::scan_running() {
@@ -229,6 +229,7 @@ image::RoundEnd MemoryRounds::round_end() const {
 
 Result<void> MemoryRounds::send_running() {
     TRY(send_layouts(false));
+    tick_();
     const std::vector<PageJob> jobs = make_jobs();
     auto pages = std::async(std::launch::async, [&] { return streams_.send(round_.number, jobs); });
     while (pages.wait_for(tick_every) != std::future_status::ready) tick_();
@@ -248,6 +249,7 @@ Result<void> MemoryRounds::send_running() {
 
 Result<void> MemoryRounds::begin_last() {
     TRY(send_layouts(true));
+    tick_();
     last_jobs_ = make_jobs();
     last_pages_ = std::async(std::launch::async, [this] { return streams_.send(round_.number, last_jobs_); });
     return {};

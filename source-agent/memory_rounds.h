@@ -29,14 +29,14 @@ namespace godwit {
 
 class MemoryRounds {
   public:
-    // Both outlive this object. `tick` is called some ten times a second while a round is being sent.
+    // Both outlive this object. `tick` is called when a round begins and some ten times a second while it is being sent.
     MemoryRounds(Channel& control, PageStreams& streams, std::function<void()> tick);
     ~MemoryRounds();
 
     Result<void> add(pid_t pid, pid_t pid_inside, const image::Plan& plan);
     // The processes are stopped while this runs and let go at its end.
     Result<void> track(TrackerBackend backend);
-    // "wp_async" or "soft_dirty"; empty without a tracker.
+    // "wp-async" or "soft-dirty"; empty without a tracker.
     std::string backend() const;
 
     Result<void> scan_running();

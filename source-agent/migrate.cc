@@ -211,6 +211,8 @@ Result<void> Migration::move_tree() {
     // The agent must get its turn however busy the tree's host is, the tree's own threads included.
     ::setpriority(PRIO_PROCESS, 0, -20);
     FrozenTree frozen = TRY(freeze());
+    progress_.stage = Stage::final_round;
+    progress_.round = options_.mode == image::MODE_STOP ? 0 : progress_.round + 1;
     TRY(copy_frozen(frozen, memory));
     tell(Stage::restore, &memory);
     return commit(guard, frozen, memory);
@@ -241,7 +243,7 @@ Result<void> Migration::copy_running(MemoryRounds& memory) {
         if (decision == Decision::give_up) return does_not_converge(convergence);
         fault_point("round:begin");
         progress_.round = convergence.rounds_sent();
-        tell(Stage::round, &memory);
+        progress_.stage = Stage::round;
         const uint64_t bytes = memory.pending_bytes();
         TRY(memory.send_running());
         convergence.sent(bytes, memory.last_round().milliseconds);
@@ -258,7 +260,7 @@ Failure Migration::does_not_converge(const Convergence& convergence) const {
     const auto limit = options_.downtime_limit.count();
     std::string hint;
     if (fixed > static_cast<double>(limit))
-        hint = fmt::format("{:.0f} ms of it do not depend on memory: use --downtime-limit {:.0f} or more, or --force", fixed, fixed * 2);
+        hint = fmt::format("{:.0f} ms of it do not depend on memory: use --downtime-limit {:.0f} or more, or --force", fixed, std::max(fixed * 2, predicted + 1));
     else if (dirty < link)
         hint = fmt::format("use --downtime-limit {:.0f} or more, more --max-rounds, or --force", predicted + 1);
     else
@@ -286,9 +288,9 @@ Result<void> Migration::copy_frozen(FrozenTree& frozen, MemoryRounds& memory) {
     scan_ms_ = milliseconds_between(ledger_.last(), Clock::now());
     ledger_.mark("scan");
     TRY(memory.begin_last());
+    ledger_.mark("layout");
     image::Files files;
     const auto processes = collect_state(frozen, files);
-    ledger_.mark("collect");
     TRY(memory.finish_last());
     note_round(memory, true);
     ledger_.mark("memory");
@@ -305,11 +307,15 @@ Result<std::vector<image::Process>> Migration::collect_state(FrozenTree& frozen,
         executors.push_back(TRY(Remote::attach(process.tasks.front())));
         subjects.push_back({&process, &executors.back(), process.pid});
     }
+    ledger_.mark("executor");
     files = TRY(collect_files(subjects, options_.collect));
+    ledger_.mark("files");
     std::vector<image::Process> processes;
     for (Subject& subject : subjects) processes.push_back(TRY(collect_process(subject)));
+    ledger_.mark("process");
     for (Remote& executor : executors) TRY(executor.leave());
     for (size_t i = 0; i < subjects.size(); ++i) TRY(collect_stopped(*subjects[i].process, processes[i]));
+    ledger_.mark("leave");
     return processes;
 }
 
@@ -338,8 +344,6 @@ void Migration::close_ledger(const SourceCommit& commit, const MemoryRounds& mem
     for (const auto& [name, microseconds] : times.destination_phases)
         report().destination_phases_ms.emplace_back(name, static_cast<double>(microseconds) / 1000);
     report().downtime_ms = milliseconds_between(frozen_at_, times.running_received);
-    report().total_ms = milliseconds_between(begun_, Clock::now());
-    report().bytes_sent = links_.bytes_sent();
     if (options_.mode == image::MODE_STOP) return;
     // What remains without pages, for the prediction of the next one.
     const auto rate = report().link_bytes_per_second.value_or(0);
@@ -384,6 +388,8 @@ void Migration::tell(Stage stage, const MemoryRounds* memory) {
 }
 
 MigrateOutcome Migration::finish(Result<void> result) {
+    report().total_ms = milliseconds_between(begun_, Clock::now());
+    report().bytes_sent = links_.bytes_sent();
     if (!result) {
         links_.abort(result.error());
         outcome_.code = result.error().code;

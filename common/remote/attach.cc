@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "common/base/fault.h"
+#include "common/remote/descriptor_room.h"
 #include "common/remote/places.h"
 #include "common/remote/state.h"
 #include "common/remote/trace.h"
@@ -83,8 +84,10 @@ Result<void> Remote::State::install() {
 Result<void> Remote::State::take_socket() {
     const int64_t result = executor::call_result(TRY(host->run_to_call_exit(SYS_socketpair, limit())));
     if (result < 0) {
-        return fail_errno(static_cast<int>(-result), fmt::format("cannot make a socket in process {}", pid),
-                          "its descriptor table may be full (ulimit -n)");
+        auto failure = fail_errno(static_cast<int>(-result), fmt::format("cannot make a socket in process {}", pid),
+                                  "its descriptor table may be full (ulimit -n)");
+        if (result == -EMFILE) failure.value().code = ExitCode::unsupported;
+        return failure;
     }
     int32_t pair[2] = {};
     TRY(memory.read(host_slot() + offsetof(executor::Slot, pair), pair, sizeof pair));
@@ -164,6 +167,7 @@ Result<Remote> Remote::attach(Tracee& task, const RemoteOptions& options) {
         if (!in_use && region.range.size == GW_REGION_SIZE) earlier.push_back(region.range.start);
     }
 
+    const DescriptorRoom room = TRY(DescriptorRoom::make(state->pid));
     auto ready = state->enter(options);
     if (ready) ready = state->install();
     if (ready) ready = state->take_socket();

@@ -7,6 +7,7 @@
 #include <csignal>
 #include <ctime>
 #include <memory>
+#include <unordered_set>
 
 #include "common/base/fault.h"
 #include "common/remote/places.h"
@@ -26,10 +27,6 @@ Result<std::vector<pid_t>> task_list(pid_t pid) {
         if (entry->d_name[0] != '.') tids.push_back(static_cast<pid_t>(std::atoi(entry->d_name)));
     std::stable_partition(tids.begin(), tids.end(), [&](pid_t tid) { return tid == pid; });
     return tids;
-}
-
-bool contains(const std::vector<Tracee>& tasks, pid_t tid) {
-    return std::any_of(tasks.begin(), tasks.end(), [&](const Tracee& task) { return task.tid() == tid; });
 }
 
 // Seizes and interrupts one task. False: it ended, which only the leader may not.
@@ -74,8 +71,10 @@ Result<StoppedProcess> seize_once(pid_t pid, Deadline deadline, unsigned long op
     process.pid = pid;
     for (bool grown = true; grown;) {
         grown = false;
+        std::unordered_set<pid_t> ours;
+        for (const Tracee& task : process.tasks) ours.insert(task.tid());
         for (const pid_t tid : TRY(task_list(pid))) {
-            if (contains(process.tasks, tid)) continue;
+            if (ours.contains(tid)) continue;
             if (TRY(take(process, tid, options))) grown = true;
         }
         // Threads that run can make threads: the list counts only when all that it has are stopped.
@@ -83,6 +82,8 @@ Result<StoppedProcess> seize_once(pid_t pid, Deadline deadline, unsigned long op
     }
     if (process.tasks.empty() || process.tasks.front().tid() != pid)
         return fail(fmt::format("process {} is gone", pid));
+    // The order that /proc lists tasks in, whenever they were found.
+    std::sort(process.tasks.begin() + 1, process.tasks.end(), [](const Tracee& a, const Tracee& b) { return a.tid() < b.tid(); });
     return process;
 }
 

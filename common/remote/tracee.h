@@ -96,7 +96,7 @@ class Tracee {
     uint64_t mask_at_stop_ = 0;
 };
 
-// All tasks of one process, leader first, seized and stopped.
+// All tasks of one process, leader first, then ascending; seized and stopped.
 struct StoppedProcess {
     pid_t pid = 0;
     std::vector<Tracee> tasks;

@@ -7,6 +7,7 @@
 #include "common/base/file.h"
 #include "common/base/text.h"
 #include "common/kernel/proc.h"
+#include "common/remote/descriptor_room.h"
 #include "source-agent/collect/checks.h"
 #include "source-agent/collect/collect.h"
 
@@ -70,6 +71,10 @@ Result<void> survey_process(pid_t pid, const CollectOptions&, image::Plan& plan,
     if (TRY(is_untouchable(pid, *stat, name, problems))) return {};
     image::PlannedProcess& planned = *plan.add_processes();
     TRY(check_process(pid, *stat, problems));
+    if (auto room = DescriptorRoom::check(pid); !room) {
+        if (room.error().code != ExitCode::unsupported) return room;
+        problems.push_back(std::move(room.error()));
+    }
     TRY(check_sharing_with_others(pid, problems));
     std::set<uint32_t> uids, gids;
     // Threads come and go: one that is gone is passed over, one that comes is seen under the freeze.

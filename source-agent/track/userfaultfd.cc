@@ -10,6 +10,7 @@
 #include "common/base/file.h"
 #include "common/kernel/abi.h"
 #include "common/kernel/pagemap.h"
+#include "common/remote/descriptor_room.h"
 
 namespace godwit {
 namespace {
@@ -56,6 +57,7 @@ std::optional<Problem> Userfaultfd::missing() {
 }
 
 Result<Userfaultfd> Userfaultfd::make(Remote& remote) {
+    const DescriptorRoom room = TRY(DescriptorRoom::make(remote.pid()));
     auto made = make_by_call(remote);
     if (made || (made.error().error != EPERM && made.error().error != EACCES && made.error().error != ENOSYS)) return made;
     return make_by_device(remote);

@@ -40,11 +40,11 @@ def points(hosts_with_keys):
     return traced_points(hosts_with_keys)
 
 
-def sample(items):
-    """SAMPLE of them spread evenly, with the first and the last."""
-    if len(items) <= SAMPLE:
+def sample(items, count=SAMPLE):
+    """So many of them spread evenly, with the first and the last."""
+    if len(items) <= count:
         return items
-    return [items[round(i * (len(items) - 1) / (SAMPLE - 1))] for i in range(SAMPLE)]
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
 def runs(host, pid):

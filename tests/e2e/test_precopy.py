@@ -111,20 +111,6 @@ def test_maps_are_the_same_after_rounds(pair):
     victim.finish()
 
 
-def test_nothing_of_the_tracker_stays_when_it_fails(pair):
-    """Exit code 1 to 4: the program is as it was, its mappings and descriptors included."""
-    victim = pair.victim("memory", "--mb", "4", "--file", "{dir}/mapped")
-    before = picture(pair.a, victim.pid)
-    pair.serving(pair.b)
-    with pair.held(victim.pid, pair.a, *rounds(3), at="round:sent#2") as held:
-        pair.stop_serving(pair.b)
-    held.outcome.expect(4)
-    changed = differences(before, picture(pair.a, victim.pid), ignore=(r"fd [345]$", "status SigQ"))
-    assert not changed, "\n".join(changed)
-    victim.check_running()
-    victim.finish()
-
-
 # ---- reservations ----
 
 @pytest.mark.smoke
@@ -176,7 +162,7 @@ def test_force_switches_over_though_the_limit_is_missed(pair):
 
 
 def test_one_round_is_enough_where_the_limit_allows_it(pair):
-    victim = pair.victim("reserve", "--gib", "1", "--touch-mb", "8")
+    victim = pair.victim("reserve", "--gib", "2", "--touch-mb", "8")
     report = pair.migrate(victim, *EASY, "--max-rounds", "1", mode="pre-copy").report
     found = check_rounds(report, 1)
     assert found[0]["pages"] >= 2048 > 1000 > found[1]["pages"], found
@@ -215,9 +201,15 @@ def test_bad_values_are_usage_errors(pair, option, value):
 
 @pytest.mark.parametrize("mode", ["stop", "pre-copy"])
 def test_descriptor_table_that_is_full(pair, mode):
+    """Carried where the agent may raise a limit for a moment, else refused by name; never harmed."""
     victim = pair.victim("crowded", "--descriptors")
-    for _ in ("there", "back"):
-        pair.migrate(victim, *(EASY if mode == "pre-copy" else ()), mode=mode)
+    pair.serving(pair.b)
+    outcome = pair.send(victim.pid, pair.a, *(EASY if mode == "pre-copy" else ()), mode=mode).expect(DONE, UNSUPPORTED)
+    if outcome.code == UNSUPPORTED:
+        outcome.says("descriptors", "RLIMIT_NOFILE", rf"\b{victim.pid}\b")
+    else:
+        victim.host = pair.b
+    victim.check_running()
     victim.finish()
 
 

@@ -32,14 +32,14 @@ void drop(image::Layout& layout, uint64_t start, uint64_t pages) {
 
 constexpr uint64_t place = 0x30000000;
 
-TEST_F(CorrectionsTest, MappingsComeGrowShrinkAndGo) {
+// What a round does to memory shows when all are over: until then what was never written cannot be read.
+TEST_F(CorrectionsTest, MappingsGrowAndKeepTheirContent) {
     image::Layout layout = small_layout();
     add(layout, place, 8, image::MAPPING_ANONYMOUS, PROT_READ | PROT_WRITE);
     sort(layout);
     auto skeleton = build(layout);
     ASSERT_OK(skeleton);
     ASSERT_OK(write(*skeleton, place, pages_of('a', 8)));
-
     image::Layout grown = layout;
     grown.set_round(1);
     range_at(grown, place).set_end(place + 12 * page);
@@ -47,16 +47,25 @@ TEST_F(CorrectionsTest, MappingsComeGrowShrinkAndGo) {
     sort(grown);
     ASSERT_OK(skeleton->correct(grown));
     ASSERT_OK(write(*skeleton, place + 10 * page, pages_of('b', 2)));
+    ASSERT_OK(skeleton->finish_memory());
     EXPECT_EQ(read_back(skeleton->pid(), place, 12 * page), pages_of('a', 8) + pages_of('\0', 2) + pages_of('b', 2));
+    EXPECT_EQ(lines_of(*skeleton), expected_lines(grown));
+}
 
+TEST_F(CorrectionsTest, MappingsThatShrankLoseTheirTail) {
+    image::Layout layout = small_layout();
+    add(layout, place, 8, image::MAPPING_ANONYMOUS, PROT_READ | PROT_WRITE);
+    sort(layout);
+    auto skeleton = build(layout);
+    ASSERT_OK(skeleton);
+    ASSERT_OK(write(*skeleton, place, pages_of('a', 8)));
     image::Layout shrunk = layout;
     range_at(shrunk, place).set_end(place + 3 * page);
     ASSERT_OK(skeleton->correct(shrunk));
-    EXPECT_EQ(read_back(skeleton->pid(), place, 3 * page), pages_of('a', 3));
     EXPECT_FALSE(write(*skeleton, place + 3 * page, pages_of('x', 1)));
     ASSERT_OK(skeleton->correct(layout));
-    EXPECT_EQ(read_back(skeleton->pid(), place, 8 * page), pages_of('a', 3) + pages_of('\0', 5));
     ASSERT_OK(skeleton->finish_memory());
+    EXPECT_EQ(read_back(skeleton->pid(), place, 8 * page), pages_of('a', 3) + pages_of('\0', 5));
     EXPECT_EQ(lines_of(*skeleton), expected_lines(layout));
 }
 
@@ -96,6 +105,7 @@ TEST_F(CorrectionsTest, MemoryOfAnotherKindIsFresh) {
     ASSERT_OK(skeleton->correct(other));
     EXPECT_EQ(read_back(skeleton->pid(), data_at, 4), std::string("\x7f" "ELF"));
     ASSERT_OK(skeleton->correct(layout));
+    ASSERT_OK(skeleton->finish_memory());
     EXPECT_EQ(read_back(skeleton->pid(), data_at, 4 * page), pages_of('\0', 4));
 }
 
@@ -179,6 +189,28 @@ TEST_F(CorrectionsTest, ExecutorMakesRoomForWhatIsMappedThere) {
     const auto asked = batch.call(SYS_gettid);
     ASSERT_OK(skeleton->remote().run_in(skeleton->tasks().back(), batch));
     EXPECT_EQ(batch.result_of(asked), next.tids(2));
+}
+
+// Each of the two got pages of its own before they became one mapping.
+TEST_F(CorrectionsTest, PagesLandAcrossASeam) {
+    image::Layout layout = small_layout();
+    add(layout, place, 4, image::MAPPING_ANONYMOUS, PROT_READ | PROT_WRITE);
+    add(layout, place + 4 * page, 4, image::MAPPING_ANONYMOUS, PROT_READ | PROT_WRITE).set_dont_fork(true);
+    sort(layout);
+    auto skeleton = build(layout);
+    ASSERT_OK(skeleton);
+    ASSERT_OK(write(*skeleton, place, pages_of('1', 1)));
+    ASSERT_OK(write(*skeleton, place + 7 * page, pages_of('2', 1)));
+    image::Layout next = small_layout();
+    next.set_pid(layout.pid());
+    *next.mutable_tids() = layout.tids();
+    add(next, place, 8, image::MAPPING_ANONYMOUS, PROT_READ | PROT_WRITE);
+    sort(next);
+    ASSERT_OK(skeleton->correct(next));
+    ASSERT_OK(write(*skeleton, place + page, pages_of('3', 6)));
+    ASSERT_OK(skeleton->finish_memory());
+    EXPECT_EQ(read_back(skeleton->pid(), place, 8 * page), pages_of('1', 1) + pages_of('3', 6) + pages_of('2', 1));
+    EXPECT_EQ(lines_of(*skeleton), expected_lines(next));
 }
 
 TEST_F(CorrectionsTest, WrongLayoutsAreRefused) {

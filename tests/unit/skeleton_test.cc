@@ -83,7 +83,7 @@ TEST_F(SkeletonTest, ManyRangesOfOneCallLandEachInItsPlace) {
 TEST_F(SkeletonTest, ZeroedPagesAreZeroWhateverWasThere) {
     image::Layout layout = small_layout();
     constexpr uint64_t at = 0x100000000, shared = 0x30000000, huge = 1 << 24;
-    add(layout, at, huge, image::MAPPING_ANONYMOUS, PROT_READ | PROT_WRITE);
+    add(layout, at, huge, image::MAPPING_ANONYMOUS, PROT_READ | PROT_WRITE).set_no_reserve(true);
     MappingRange& object = add(layout, shared, 4, image::MAPPING_ANONYMOUS_SHARED, PROT_READ);
     object.set_shared_object(77);
     std::sort(layout.mutable_mappings()->begin(), layout.mutable_mappings()->end(),
@@ -103,7 +103,7 @@ TEST_F(SkeletonTest, ZeroedPagesAreZeroWhateverWasThere) {
         EXPECT_TRUE(read_back(skeleton->pid(), zeroed, page) == pages_of('\0', 1)) << std::hex << zeroed;
     const auto smaps = read_smaps(skeleton->pid());
     for (const Vma& vma : *smaps)
-        if (vma.start == at) EXPECT_LT(vma.resident_kb, 10'000u) << "64 GiB of zeros were made pages";
+        if (vma.start == at) { EXPECT_LT(vma.resident_kb, 10'000u) << "64 GiB of zeros were made pages"; }
 }
 
 TEST_F(SkeletonTest, ACopyThatWasKilledIsSaidSo) {
