@@ -37,7 +37,7 @@ def ratio(value, base):
 
 
 def percent(value):
-    return "-" if value != value else f"{100 * value:.0f} %"
+    return "-" if value != value else f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.1f} %"
 
 
 class Findings:

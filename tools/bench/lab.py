@@ -11,6 +11,7 @@ Every wait has an end. Leaving the `with` block ends everything that runs on the
 import contextlib
 import itertools
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from localhosts import Hosts
 from localhosts.hosts import REPO
 from localhosts.redis_load import fill, server_arguments, wait_for_server
 
-BIN = REPO / "build/release/bin"
+BIN = REPO / "build" / os.environ.get("GODWIT_BUILD", "release") / "bin"
 GODWIT, BENCH_VICTIM, GODWIT_BENCH = BIN / "godwit", BIN / "bench_victim", BIN / "godwit_bench"
 PORT, REDIS = 7467, 6379
 STATE = "/run/godwit-state"  # on each host's own /run
@@ -199,7 +200,7 @@ class Lab:
             server = b.popen(["iperf3", "-s", "-1", "--forceflush"], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
             wait_until(lambda: "listening" in (self.shared / "iperf3.log").read_text(), 10, "iperf3 listens")
-            done = a.run(["iperf3", "-c", b.address, "-P", streams, "-t", seconds, "-O", 1, "-J"], timeout=seconds + 20, capture_output=True, text=True)
+            done = a.run(["iperf3", "-c", b.address, "-P", streams, "-t", seconds, "-J"], timeout=seconds + 20, capture_output=True, text=True)
             end = json.loads(done.stdout).get("end", {})
             if "sum_received" not in end:
                 raise BenchError(f"iperf3: {done.stdout[-300:]}{done.stderr}")
@@ -239,10 +240,12 @@ class Lab:
                 agent.wait(10)
 
     def migrate(self, moving, mode=None, tls=True, streams=1, options=()):
-        """Moves a process to the other host. A BenchError if that fails."""
-        here, there = moving.host, self.other(moving.host)
-        command = [GODWIT, "migrate", "--tree", moving.pid, "--to", f"{there.address}:{PORT}", "--mode", mode or self.mode, "--json",
+        """Moves a process to the other host, whatever the downtime: it is what is measured. A BenchError if that fails."""
+        here, there, mode = moving.host, self.other(moving.host), mode or self.mode
+        command = [GODWIT, "migrate", "--tree", moving.pid, "--to", f"{there.address}:{PORT}", "--mode", mode, "--json",
                    "--state-dir", STATE, *self.security(here, tls), *moving.options, *options]
+        if mode == "pre-copy":
+            command += ["--force"]
         if streams != 1:
             command += ["--streams", streams]
         with self.serve(there, tls) as agent:

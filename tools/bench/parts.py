@@ -60,6 +60,8 @@ def tracked_writes(bench):
         alone = median(found[f"{spread} untracked"])
         rates = [ratio(median(found[f"{spread} {state}"]), alone) for state in ("between scans", "asked", "copied")]
         pages = median(found[f"{spread} pages per scan"])
-        rows.append([words, alone / 1e6, *map(percent, rates), pages, (1 - rates[1]) * interval * 1000 / pages])
+        # With few pages the loss is smaller than what such rates differ by.
+        lost = (1 - rates[1]) * interval * 1000 / pages if pages > 10000 else None
+        rows.append([words, alone / 1e6, *map(percent, rates), pages, lost])
     bench.findings.table("Random writes of a process under the tracker, as a share of what it makes untracked",
                          ["", "untracked, M/s", "between scans", f"a scan each {interval:.0f} ms", "and pages read", "pages per scan", "µs lost per page"], rows)
