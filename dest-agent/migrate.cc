@@ -13,6 +13,7 @@
 #include "common/kernel/machine.h"
 #include "dest-agent/check_plan.h"
 #include "dest-agent/commit.h"
+#include "dest-agent/made_objects.h"
 #include "dest-agent/page_receiver.h"
 #include "dest-agent/restore/restore.h"
 #include "dest-agent/skeleton.h"
@@ -62,6 +63,7 @@ class Incoming {
     int64_t plan_arrived_ns_ = 0;
     std::shared_ptr<Session> session_;
     std::optional<Spawner> spawner_;
+    MadeObjects objects_;
     std::vector<Skeleton> skeletons_;
     Ledger ledger_;
 };
@@ -157,6 +159,8 @@ Result<bool> Incoming::receive_layouts(PageReceiver& receiver, uint32_t round, D
         if (layout.last()) ledger_.start();
         if (layout.round() != round || layout.last() != last)
             return peer_failed(fmt::format("a layout of round {} where one of round {} was due", layout.round(), round));
+        // Before any layout of the round maps them.
+        if (i == 0) TRY(objects_.take(layout));
         TRY(receive_layout(std::move(layout), guard));
     }
     if (last) ledger_.mark("layout");
@@ -174,7 +178,7 @@ Result<void> Incoming::receive_layout(image::Layout layout, DestCommit& guard) {
         if (skeleton.pid() == layout.pid()) return skeleton.correct(std::move(layout));
     if (layout.same_mappings() || layout.dropped_size() != 0)
         return peer_failed(fmt::format("the first layout of pid {} builds on another", layout.pid()));
-    skeletons_.push_back(TRY(Skeleton::build(*spawner_, layout)));
+    skeletons_.push_back(TRY(Skeleton::build(*spawner_, layout, &objects_)));
     return guard.adopt(skeletons_.back().pid());
 }
 
@@ -221,7 +225,7 @@ Result<void> Incoming::wait_for_pages(PageReceiver& receiver, const image::Round
 }
 
 PageTarget* Incoming::find_target(uint32_t pid, uint64_t object) {
-    if (object != 0) return nullptr;
+    if (object != 0) return pid == 0 ? objects_.find(object) : nullptr;
     for (Skeleton& skeleton : skeletons_)
         if (static_cast<uint32_t>(skeleton.pid()) == pid) return &skeleton;
     return nullptr;
@@ -243,7 +247,8 @@ Result<void> Incoming::restore() {
 
     std::vector<Skeleton*> skeletons;
     for (Skeleton& skeleton : skeletons_) skeletons.push_back(&skeleton);
-    TRY(restore_files(skeletons, files));
+    TRY(restore_files(skeletons, files, &objects_));
+    TRY(objects_.finish());
     ledger_.mark("files");
     for (size_t i = 0; i < skeletons_.size(); ++i) TRY(restore_process(skeletons_[i], processes[i]));
     ledger_.mark("process");

@@ -1,3 +1,4 @@
+#include "source-agent/collect/object_pages.h"
 #include "source-agent/page_streams.h"
 
 #include <fcntl.h>
@@ -280,7 +281,7 @@ TEST(PageStreams, ASharedObjectIsReadByOffset) {
     ASSERT_EQ(::ftruncate(fd.get(), 10 * page), 0);
     std::vector<uint64_t> words(page / 8, 55);
     ASSERT_EQ(::pwrite(fd.get(), words.data(), page, 4 * page), static_cast<ssize_t>(page));
-    const auto source = object_pages(fd.get(), "shared object 5");
+    const auto source = std::make_unique<ObjectPages>(fd.get(), "shared object 5");
     Streams to(1);
     ASSERT_TRUE(to.streams->send(0, {job_of(*source, {{4 * page, 6 * page}})}));
     PageJob beyond = job_of(*source, {{8 * page, 12 * page}});
