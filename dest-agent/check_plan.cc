@@ -20,8 +20,8 @@ namespace {
 constexpr uint32_t most_streams = 16;
 
 // Kinds of objects that restoring knows; source-agent/collect names them in the plan.
-constexpr std::array<std::string_view, 17> known_kinds{
-    "anonymous memory", "shared memory", "file mapping", "threads", "signals", "interval timer", "POSIX timer",
+constexpr std::array<std::string_view, 18> known_kinds{
+    "anonymous memory", "shared memory", "memfd", "file mapping", "threads", "signals", "interval timer", "POSIX timer",
     "regular file", "directory", "memory device", "pipe", "eventfd", "epoll", "timerfd", "signalfd", "unix socket pair",
     "TCP socket",
 };

@@ -31,13 +31,15 @@ Result<void> check_kind(const image::Layout& layout, const MappingRange& range) 
     const bool of_file = range.kind() == image::MAPPING_FILE_PRIVATE || range.kind() == image::MAPPING_FILE_SHARED;
     if (of_file != (range.file() != 0) || range.file() > static_cast<uint32_t>(layout.files_size()))
         return bad(layout, fmt::format("{} maps file {} of {}", range_name(range), range.file(), layout.files_size()));
-    if ((range.kind() == image::MAPPING_ANONYMOUS_SHARED) != (range.shared_object() != 0))
+    const bool of_object = range.kind() == image::MAPPING_OBJECT_SHARED || range.kind() == image::MAPPING_OBJECT_PRIVATE;
+    if (of_object != (range.shared_object() != 0))
         return bad(layout, fmt::format("{} maps shared object {}", range_name(range), range.shared_object()));
     switch (range.kind()) {
         case image::MAPPING_ANONYMOUS:
         case image::MAPPING_FILE_PRIVATE:
         case image::MAPPING_FILE_SHARED:
-        case image::MAPPING_ANONYMOUS_SHARED:
+        case image::MAPPING_OBJECT_SHARED:
+        case image::MAPPING_OBJECT_PRIVATE:
         case image::MAPPING_VDSO:
         case image::MAPPING_VVAR:
             return {};

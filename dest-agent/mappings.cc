@@ -32,12 +32,6 @@ std::string to_map(const Part& part, std::string_view what) {
 
 uint64_t offset_of(const Part& part) { return part.want->offset() + part.start - part.want->start(); }
 
-struct SharedObject {
-    uint64_t size = 0;
-    bool no_reserve = false;
-    std::vector<const Part*> parts;
-};
-
 struct Advice {
     bool (MappingRange::*wanted)() const;
     int give;
@@ -69,17 +63,15 @@ void add_advice(NamedCalls& calls, const Part& part, const Advice& advice, bool 
 // VM_ACCOUNT is set when a mapping becomes writable, and neighbours merge only when they agree in it: so what was writable once
 // (RELRO) is so here, what never was is not. Content goes into the latter by /proc/PID/mem.
 uint32_t first_protection(const MappingRange& range) {
-    const bool private_memory = range.kind() == image::MAPPING_ANONYMOUS || range.kind() == image::MAPPING_FILE_PRIVATE;
     const bool writable = (range.protection() & PROT_WRITE) != 0;
-    if (range.kind() == image::MAPPING_ANONYMOUS_SHARED || (private_memory && range.accounted() && !writable))
-        return PROT_READ | PROT_WRITE;
+    if (takes_pages(range) && range.accounted() && !writable) return PROT_READ | PROT_WRITE;
     return range.protection();
 }
 
 Result<void> Skeleton::State::make_mappings(const image::Layout& of, const Parts& parts) {
     TRY(make_anonymous(parts));
     TRY(make_of_files(of, parts));
-    TRY(make_shared_objects(of, parts));
+    TRY(make_of_objects(parts));
     for (const auto& part : parts) filler.add(*part.want, part.start, part.end);
     return advise(parts);
 }
@@ -118,32 +110,6 @@ Result<void> Skeleton::State::make_of_files(const image::Layout& of, const Parts
         TRY(calls.run(*remote));
     }
     return {};
-}
-
-// Each object is made whole at a free place; mremap(2) of old size 0 makes another mapping of the same pages.
-Result<void> Skeleton::State::make_shared_objects(const image::Layout& of, const Parts& parts) {
-    std::map<uint64_t, SharedObject> objects;
-    for (const Part& part : parts) {
-        if (part.want->kind() != image::MAPPING_ANONYMOUS_SHARED) continue;
-        SharedObject& object = objects[part.want->shared_object()];
-        object.size = std::max(object.size, offset_of(part) + (part.end - part.start));
-        object.no_reserve |= part.want->no_reserve();
-        object.parts.push_back(&part);
-    }
-    std::vector<Span> taken = spans_of(of);
-    for (const Span& span : spans_of(layout)) taken.push_back(span);
-    taken.push_back({remote->start().address(), remote->start().address() + remote->size()});
-    NamedCalls calls;
-    for (const auto& [id, object] : objects) {
-        const uint64_t whole = TRY(free_range(taken, object.size));
-        calls.call(fmt::format("make shared object {} of {} bytes", id, object.size), SYS_mmap, whole, object.size, PROT_READ | PROT_WRITE,
-                   MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | (object.no_reserve ? MAP_NORESERVE : 0), -1, 0);
-        for (const Part* part : object.parts)
-            calls.call(to_map(*part, "shared"), SYS_mremap, whole + offset_of(*part), 0, part->end - part->start,
-                       MREMAP_MAYMOVE | MREMAP_FIXED, part->start);
-        calls.call("unmap a shared object", SYS_munmap, whole, object.size);
-    }
-    return calls.run(*remote);
 }
 
 // Before any page comes: MADV_HUGEPAGE decides how memory is made.

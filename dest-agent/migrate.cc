@@ -13,6 +13,7 @@
 #include "common/kernel/machine.h"
 #include "dest-agent/check_plan.h"
 #include "dest-agent/commit.h"
+#include "dest-agent/made_objects.h"
 #include "dest-agent/page_receiver.h"
 #include "dest-agent/restore/restore.h"
 #include "dest-agent/skeleton.h"
@@ -27,6 +28,7 @@ constexpr milliseconds round_limit{24 * 3600 * 1000};
 constexpr milliseconds silence_limit{60'000};
 constexpr milliseconds writing_limit{600'000};  // what was sent is written
 constexpr milliseconds alive_every{5'000};
+constexpr milliseconds look_every{100};  // at what became of the data connections
 constexpr milliseconds data_limit{20'000};
 constexpr milliseconds abort_limit{2'000};
 
@@ -40,7 +42,9 @@ class Incoming {
   private:
     Result<bool> agree();
     Result<void> receive_memory(DestCommit& guard);
-    Result<bool> receive_layouts(uint32_t round, DestCommit& guard);
+    Result<bool> receive_layouts(PageReceiver& receiver, uint32_t round, DestCommit& guard);
+    Result<void> await_message(PageReceiver& receiver);
+    Result<void> receive_rounds(PageReceiver& receiver, DestCommit& guard);
     Result<void> receive_layout(image::Layout layout, DestCommit& guard);
     Result<void> check_new_files(const image::Layout& layout) const;
     Result<void> finish_round(PageReceiver& receiver, uint32_t round);
@@ -59,6 +63,7 @@ class Incoming {
     int64_t plan_arrived_ns_ = 0;
     std::shared_ptr<Session> session_;
     std::optional<Spawner> spawner_;
+    MadeObjects objects_;
     std::vector<Skeleton> skeletons_;
     Ledger ledger_;
 };
@@ -112,9 +117,17 @@ Result<void> Incoming::receive_memory(DestCommit& guard) {
         receiver.shut_down();
     });
     const Undo only_control([this] { on_link_cut([this] { control_.shut_down(); }); });
+    auto received = receive_rounds(receiver, guard);
+    if (received) return {};
+    // What went wrong with the pages is why the source called it off.
+    TRY(receiver.check());
+    return received;
+}
+
+Result<void> Incoming::receive_rounds(PageReceiver& receiver, DestCommit& guard) {
     spawner_ = TRY(Spawner::start(plan_.clocks(), plan_arrived_ns_));
     for (uint32_t round = 0;; ++round) {
-        const bool last = TRY(receive_layouts(round, guard));
+        const bool last = TRY(receive_layouts(receiver, round, guard));
         fault_point("round:layout");
         // Layouts of this round are in place, pages of the rounds before are written.
         receiver.open_round(round);
@@ -124,17 +137,30 @@ Result<void> Incoming::receive_memory(DestCommit& guard) {
     }
 }
 
+// Until there is something on the control connection. Pages come by others, and what goes wrong there ends the migration.
+Result<void> Incoming::await_message(PageReceiver& receiver) {
+    control_.set_idle_limit(silence_limit);
+    const Deadline deadline = Deadline::in(silence_limit);
+    while (!TRY(control_.wait_readable(Deadline::in(look_every)))) {
+        TRY(receiver.check());
+        if (deadline.passed()) return {};  // whoever reads now says so
+    }
+    return {};
+}
+
 // One for each process; true if they are those of the frozen tree.
-Result<bool> Incoming::receive_layouts(uint32_t round, DestCommit& guard) {
+Result<bool> Incoming::receive_layouts(PageReceiver& receiver, uint32_t round, DestCommit& guard) {
     bool last = false;
     for (int i = 0; i < plan_.processes_size(); ++i) {
         image::Layout layout;
-        control_.set_idle_limit(silence_limit);
+        TRY(await_message(receiver));
         TRY(control_.expect(FrameType::layout, layout, Deadline::in(round_limit)));
         if (i == 0) last = layout.last();
         if (layout.last()) ledger_.start();
         if (layout.round() != round || layout.last() != last)
             return peer_failed(fmt::format("a layout of round {} where one of round {} was due", layout.round(), round));
+        // Before any layout of the round maps them.
+        if (i == 0) TRY(objects_.take(layout));
         TRY(receive_layout(std::move(layout), guard));
     }
     if (last) ledger_.mark("layout");
@@ -152,7 +178,7 @@ Result<void> Incoming::receive_layout(image::Layout layout, DestCommit& guard) {
         if (skeleton.pid() == layout.pid()) return skeleton.correct(std::move(layout));
     if (layout.same_mappings() || layout.dropped_size() != 0)
         return peer_failed(fmt::format("the first layout of pid {} builds on another", layout.pid()));
-    skeletons_.push_back(TRY(Skeleton::build(*spawner_, layout)));
+    skeletons_.push_back(TRY(Skeleton::build(*spawner_, layout, &objects_)));
     return guard.adopt(skeletons_.back().pid());
 }
 
@@ -167,6 +193,7 @@ Result<void> Incoming::check_new_files(const image::Layout& layout) const {
 
 Result<void> Incoming::finish_round(PageReceiver& receiver, uint32_t round) {
     image::RoundEnd end;
+    TRY(await_message(receiver));
     TRY(control_.expect(FrameType::round_end, end, Deadline::in(round_limit)));
     TRY(wait_for_pages(receiver, end, round));
     image::RoundReply reply;
@@ -176,6 +203,7 @@ Result<void> Incoming::finish_round(PageReceiver& receiver, uint32_t round) {
 
 Result<void> Incoming::finish_last_round(PageReceiver& receiver, uint32_t round) {
     image::RoundEnd end;
+    TRY(await_message(receiver));
     TRY(control_.expect(FrameType::last_round_end, end, Deadline::in(round_limit)));
     TRY(wait_for_pages(receiver, end, round));
     control_.set_idle_limit(milliseconds(0));
@@ -197,7 +225,7 @@ Result<void> Incoming::wait_for_pages(PageReceiver& receiver, const image::Round
 }
 
 PageTarget* Incoming::find_target(uint32_t pid, uint64_t object) {
-    if (object != 0) return nullptr;
+    if (object != 0) return pid == 0 ? objects_.find(object) : nullptr;
     for (Skeleton& skeleton : skeletons_)
         if (static_cast<uint32_t>(skeleton.pid()) == pid) return &skeleton;
     return nullptr;
@@ -219,7 +247,8 @@ Result<void> Incoming::restore() {
 
     std::vector<Skeleton*> skeletons;
     for (Skeleton& skeleton : skeletons_) skeletons.push_back(&skeleton);
-    TRY(restore_files(skeletons, files));
+    TRY(restore_files(skeletons, files, &objects_));
+    TRY(objects_.finish());
     ledger_.mark("files");
     for (size_t i = 0; i < skeletons_.size(); ++i) TRY(restore_process(skeletons_[i], processes[i]));
     ledger_.mark("process");
@@ -260,9 +289,11 @@ Result<void> Incoming::commit(DestCommit& commit) {
 Result<void> migrate_in(Channel& control, const std::string& migration_id, Sessions& sessions, const IncomingOptions& options) {
     on_link_cut([&control] { control.shut_down(); });
     const Undo no_link([] { on_link_cut({}); });
-    Incoming incoming(control, migration_id, sessions, options);
-    auto result = incoming.run();
-    // The source is told why, so that it need not find out by a time-out.
+    auto result = [&] {
+        Incoming incoming(control, migration_id, sessions, options);
+        return incoming.run();
+    }();
+    // Nothing of the tree is left here when the source is told why, or sees the connection end.
     if (!result) control.abort({&result.error(), 1}, Deadline::in(abort_limit));
     return result;
 }

@@ -41,8 +41,9 @@ class NamedCalls {
     Result<void> check(pid_t pid) const {
         for (size_t i = 0; i < names_.size(); ++i) {
             const int64_t result = batch_.result_of(static_cast<Batch::Call>(i));
-            if (result < 0 && result > -4096 && !names_[i].empty())
-                return fail_errno(static_cast<int>(-result), fmt::format("cannot {} in process {}", names_[i], pid));
+            if (result >= 0 || result <= -4096 || names_[i].empty()) continue;
+            const char* hint = result == -ENOMEM ? "the destination is short of memory, or limits what godwit serve may map (ulimit -v)" : "";
+            return fail_errno(static_cast<int>(-result), fmt::format("cannot {} in process {}", names_[i], pid), hint);
         }
         return {};
     }

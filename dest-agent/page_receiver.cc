@@ -7,6 +7,7 @@ namespace {
 
 constexpr milliseconds idle_limit{300'000};   // between two frames, from one round to the next too
 constexpr milliseconds layout_limit{300'000};  // from ROUND_BEGIN to its layout
+constexpr milliseconds abort_limit{2'000};
 
 }  // namespace
 
@@ -23,6 +24,12 @@ PageReceiver::~PageReceiver() {
     }
     shut_down();
     for (std::thread& thread : threads_) thread.join();
+}
+
+Result<void> PageReceiver::check() {
+    const std::lock_guard lock(lock_);
+    if (problem_) return Failure(*problem_);
+    return {};
 }
 
 void PageReceiver::shut_down() {
@@ -60,16 +67,19 @@ Result<bool> PageReceiver::wait(const image::RoundEnd& end, Deadline deadline) {
 
 void PageReceiver::receive(Stream& stream) {
     DataFrame frame;
+    bool first = false;
     for (bool over = false; !over;) {
         auto received = receive_frame(stream, frame);
         const std::lock_guard lock(lock_);
         stream.writing = false;
+        first = !received && !problem_ && !stopping_;
         if (!received && !problem_) problem_ = received.error();
         if (received) ++stream.frames;
         over = problem_ || stopping_;
         changed_.notify_all();
     }
-    // Nobody takes what any of them would still send.
+    // Nobody takes what any of them would still send. The source is sending: it hears why at once, and on this connection.
+    if (first) stream.channel->abort({&*problem_, 1}, Deadline::in(abort_limit));
     shut_down();
 }
 

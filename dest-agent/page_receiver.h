@@ -42,6 +42,8 @@ class PageReceiver {
     // Waits until every connection has brought the frames that `end` counts, all of them written, and closes the round. False:
     // the deadline passed before that.
     Result<bool> wait(const image::RoundEnd& end, Deadline deadline);
+    // What went wrong so far.
+    Result<void> check();
     // From any thread: the connections end.
     void shut_down();
     uint64_t bytes() const { return bytes_; }  // of pages, before compression

@@ -59,10 +59,11 @@ Remote& Skeleton::remote() { return *state_->remote; }
 std::vector<Tracee>& Skeleton::tasks() { return state_->tasks; }
 void Skeleton::release() { state_->released = true; }
 
-Result<Skeleton> Skeleton::build(Spawner& spawner, const image::Layout& layout) {
+Result<Skeleton> Skeleton::build(Spawner& spawner, const image::Layout& layout, MadeObjects* objects) {
     TRY(check_layout(layout));
     auto state = std::make_unique<State>();
     state->layout = layout;
+    state->objects = objects;
     TRY(state->start(spawner));
     // From here on its end is ours: ~State kills it.
     TRY(state->clear());

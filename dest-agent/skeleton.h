@@ -55,11 +55,13 @@ int run_skeleton_spawner(int socket);
 // A problem for each PID, TID of the plan that is in use here.
 std::vector<Problem> check_pids(const image::Plan& plan);
 
+class MadeObjects;
+
 class Skeleton : public PageTarget {
   public:
     // Process, executor resident outside the ranges of `layout`, its stub's own mappings gone, VMAs of the layout made,
-    // threads made (clone3 set_tid), each stopped.
-    static Result<Skeleton> build(Spawner& spawner, const image::Layout& layout);
+    // threads made (clone3 set_tid), each stopped. `objects`, which outlives it, has what the layout maps of shared memory.
+    static Result<Skeleton> build(Spawner& spawner, const image::Layout& layout, MadeObjects* objects = nullptr);
     Skeleton(Skeleton&&) noexcept;
     Skeleton& operator=(Skeleton&&) noexcept;
     // Kills the process unless release() was called and waits for that end as its tracer; its parent reaps it.

@@ -6,6 +6,7 @@
 
 #include "common/image/layout_changes.h"
 #include "dest-agent/layout.h"
+#include "dest-agent/made_objects.h"
 #include "dest-agent/page_filler.h"
 #include "dest-agent/skeleton.h"
 
@@ -23,6 +24,7 @@ struct Skeleton::State {
     ~State();
 
     image::Layout layout;
+    MadeObjects* objects = nullptr;
     UniqueFd pidfd;
     std::vector<Tracee> tasks;  // never grows after the executor moved in, which points at the leader
     std::optional<Remote> remote;
@@ -55,7 +57,7 @@ struct Skeleton::State {
     Result<void> make_mappings(const image::Layout& of, const Parts& parts);
     Result<void> make_anonymous(const Parts& parts);
     Result<void> make_of_files(const image::Layout& of, const Parts& parts);
-    Result<void> make_shared_objects(const image::Layout& of, const Parts& parts);
+    Result<void> make_of_objects(const Parts& parts);  // object_mappings.cc
     Result<void> advise(const Parts& parts);
 
     // pages.cc

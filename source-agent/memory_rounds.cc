@@ -96,6 +96,7 @@ std::string MemoryRounds::backend() const {
 }
 
 Result<void> MemoryRounds::scan_running() {
+    objects_.begin_look();
     for (auto& member : members_) {
         if (member->tracker->needs_stop()) {
             TRY(scan_stopped_for_a_moment(*member));
@@ -104,6 +105,7 @@ Result<void> MemoryRounds::scan_running() {
         image::Layout layout = TRY(member->reader.read_running());
         TRY(scan(*member, std::move(layout)));
     }
+    TRY(objects_.end_look());
     fault_point("round:scanned");
     return {};
 }
@@ -116,10 +118,12 @@ Result<void> MemoryRounds::scan_stopped_for_a_moment(Member& member) {
 }
 
 Result<void> MemoryRounds::scan_stopped() {
+    objects_.begin_look();
     for (auto& member : members_) {
         image::Layout layout = TRY(member->reader.read_stopped());
         TRY(scan(*member, std::move(layout)));
     }
+    TRY(objects_.end_look());
     fault_point("round:scanned");
     return {};
 }
@@ -128,6 +132,7 @@ Result<void> MemoryRounds::scan_stopped() {
 // memory, or, when the layout between them was never sent, not know that it has to: such ranges are told as dropped,
 // and all of their content again.
 Result<void> MemoryRounds::scan(Member& member, image::Layout layout) {
+    TRY(objects_.find(member.reader.pid(), layout));
     const bool first = member.scanned.mappings_size() == 0;
     Ranges fresh;
     for (const auto& part : compare(member.scanned, layout).map) append(fresh, {part.start, part.end});
@@ -137,6 +142,7 @@ Result<void> MemoryRounds::scan(Member& member, image::Layout layout) {
         TRY(member.tracker->refresh(member.reader.mappings()));
         for (const ByteRange& range : fresh) member.tracker->forget(range.start, range.end);
         changes = TRY(member.tracker->collect());
+        objects_.changed(layout, changes);
     } else {
         changes.written = TRY(content_ranges(member.reader.pid(), layout));
     }
@@ -147,7 +153,7 @@ Result<void> MemoryRounds::scan(Member& member, image::Layout layout) {
 }
 
 uint64_t MemoryRounds::pending_bytes() const {
-    uint64_t sum = 0;
+    uint64_t sum = objects_.pending_bytes();
     for (const auto& member : members_) sum += bytes_in(member->content);
     return sum;
 }
@@ -190,6 +196,7 @@ Result<void> MemoryRounds::send_layouts(bool last) {
             span.set_start(range.start);
             span.set_length(range.end - range.start);
         }
+        if (member == members_.front()) round_.dropped_pages += objects_.tell(message) / page_size;
         round_.dropped_pages += bytes_in(member->dropped) / page_size;
         TRY(control_.send(FrameType::layout, message));
         member->told = true;
@@ -200,7 +207,7 @@ Result<void> MemoryRounds::send_layouts(bool last) {
 }
 
 std::vector<PageJob> MemoryRounds::make_jobs() const {
-    std::vector<PageJob> jobs;
+    std::vector<PageJob> jobs = objects_.jobs(!members_.front()->scanned.last());
     const bool first = round_.number == 0;
     for (const auto& member : members_) {
         PageJob job;
@@ -208,7 +215,7 @@ std::vector<PageJob> MemoryRounds::make_jobs() const {
         job.source = member->pages.get();
         job.may_vanish = !member->scanned.last();
         // Under a private file mapping a fresh page is the file's.
-        const Ranges of_files = mapped(member->scanned, [](const auto& range) { return range.kind() == image::MAPPING_FILE_PRIVATE; });
+        const Ranges of_files = mapped(member->scanned, [](const auto& range) { return takes_pages(range) && range.kind() != image::MAPPING_ANONYMOUS; });
         job.zeros_there = false;
         job.ranges = first ? intersect(member->content, of_files) : member->content;
         if (!job.ranges.empty()) jobs.push_back(job);
@@ -236,6 +243,7 @@ Result<void> MemoryRounds::send_running() {
     round_.sent = TRY(pages.get());
     fault_point("round:sent");
     for (auto& member : members_) member->content.clear();
+    objects_.sent();
     TRY(control_.send(FrameType::round_end, round_end()));
     image::RoundReply reply;
     control_.set_idle_limit(silence_limit);

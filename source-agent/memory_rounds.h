@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "source-agent/collect/layout.h"
+#include "source-agent/collect/shared_objects.h"
 #include "source-agent/page_streams.h"
 #include "source-agent/track/dirty_tracker.h"
 #include "source-agent/track/ranges.h"
@@ -77,6 +78,7 @@ class MemoryRounds {
     PageStreams& streams_;
     std::function<void()> tick_;
     std::vector<std::unique_ptr<Member>> members_;
+    SharedObjects objects_;  // of all members
     uint32_t next_round_ = 0;
     Round round_;
     uint64_t pages_of_round_ = 0, pages_before_ = 0, bytes_before_ = 0;

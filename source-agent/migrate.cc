@@ -11,6 +11,7 @@
 #include "common/base/fault.h"
 #include "common/base/ledger.h"
 #include "common/base/log.h"
+#include "common/base/text.h"
 #include "common/base/uuid.h"
 #include "common/kernel/machine.h"
 #include "common/kernel/proc.h"
@@ -26,7 +27,7 @@ namespace {
 
 constexpr milliseconds plan_limit{60'000};    // the destination hashes files
 constexpr milliseconds freeze_limit{30'000};  // all tasks of the tree are stopped within
-constexpr milliseconds abort_limit{2'000};
+constexpr milliseconds abort_limit{5'000};
 constexpr milliseconds alive_every{5'000};    // the destination hears of us while pages go by other connections
 
 double milliseconds_between(Clock::time_point from, Clock::time_point to) {
@@ -128,12 +129,14 @@ class Migration {
     void note_round(const MemoryRounds& memory, bool frozen);
     uint64_t items(const MemoryRounds& memory) const;
     void tell(Stage stage, const MemoryRounds* memory = nullptr);
+    std::optional<Problem> own_end() const;
     MigrateOutcome finish(Result<void> result);
 
     const MigrateOptions& options_;
     std::string id_;
     Connections links_;
     Tree tree_;
+    std::optional<Stat> surveyed_;  // its root then
     image::Plan plan_;
     std::string peer_state_id_;
     Calibration calibration_;
@@ -165,6 +168,7 @@ MigrateOutcome Migration::check(bool ask_destination) {
 
 Result<void> Migration::survey_tree() {
     tree_ = Tree{options_.tree, {options_.tree}};
+    if (auto stat = read_stat(options_.tree)) surveyed_ = std::move(*stat);
     plan_.set_mode(options_.mode);
     outcome_.problems = TRY(survey(tree_, options_.collect, plan_));
     if (options_.mode == image::MODE_STOP) return {};
@@ -387,14 +391,33 @@ void Migration::tell(Stage stage, const MemoryRounds* memory) {
     options_.progress(progress_);
 }
 
+// The program ended or became another by itself: whichever call failed because of it, this is what there is to say.
+std::optional<Problem> Migration::own_end() const {
+    if (!surveyed_) return std::nullopt;
+    const auto now = read_stat(options_.tree);
+    const auto tasks = read_tasks(options_.tree);
+    const bool threads = tasks && tasks->size() > 1;  // its first one may have ended without the others
+    if (!now || now->start_time != surveyed_->start_time || ((now->state == 'Z' || now->state == 'X') && !threads))
+        return Problem{fmt::format("pid {} ({}) ended while it was migrated", options_.tree, printable(surveyed_->name)),
+                       "it ended by itself: nothing is left to be migrated", ExitCode::failed, 0};
+    // Where the stack is differs from one execution to the next; a first thread that has ended tells of none.
+    if (now->start_stack != 0 && now->start_stack != surveyed_->start_stack)
+        return Problem{fmt::format("pid {} executed another program while it was migrated", options_.tree), "migrate it again", ExitCode::failed, 0};
+    if (now->state == 'Z')
+        return Problem{fmt::format("the first thread of pid {} ended while it was migrated", options_.tree), "such a process is not carried; it runs on here",
+                       ExitCode::unsupported, 0};
+    return std::nullopt;
+}
+
 MigrateOutcome Migration::finish(Result<void> result) {
     report().total_ms = milliseconds_between(begun_, Clock::now());
     report().bytes_sent = links_.bytes_sent();
     if (!result) {
-        links_.abort(result.error());
-        outcome_.code = result.error().code;
-        outcome_.problems = links_.troubles();
-        if (outcome_.problems.empty()) outcome_.problems = {result.error()};
+        auto ended = result.error().code == ExitCode::uncertain ? std::nullopt : own_end();
+        links_.abort(ended ? *ended : result.error());
+        outcome_.problems = ended ? std::vector<Problem>{} : links_.troubles();
+        if (outcome_.problems.empty()) outcome_.problems = {ended ? std::move(*ended) : std::move(result.error())};
+        outcome_.code = outcome_.problems.front().code;
     } else if (!outcome_.problems.empty()) {
         outcome_.code = outcome_.problems.front().code;
     }

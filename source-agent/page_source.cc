@@ -1,4 +1,4 @@
-// Where the content of pages is read.
+// Where the content of a process's pages is read. Of shared objects: collect/object_pages.h.
 #include <fmt/format.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -67,36 +67,8 @@ class ProcessPages final : public PageSource {
     const pid_t pid_;
 };
 
-class ObjectPages final : public PageSource {
-  public:
-    ObjectPages(int fd, std::string name) : fd_(fd), name_(std::move(name)) {}
-
-    Result<void> read(std::span<const ByteRange> ranges, std::byte* to) const override {
-        for (const ByteRange& range : ranges) {
-            for (uint64_t at = range.start; at < range.end;) {
-                const ssize_t got = ::pread64(fd_, to, range.end - at, static_cast<off64_t>(at));
-                if (got < 0 && errno == EINTR) continue;
-                if (got <= 0)
-                    return fail_errno(got == 0 ? EFAULT : errno,
-                                      fmt::format("cannot read {} bytes at offset {:#x} of {}", range.end - at, at, name_));
-                at += static_cast<uint64_t>(got);
-                to += got;
-            }
-        }
-        return {};
-    }
-
-  private:
-    const int fd_;
-    const std::string name_;
-};
-
 }  // namespace
 
 std::unique_ptr<PageSource> process_pages(pid_t pid) { return std::make_unique<ProcessPages>(pid); }
-
-std::unique_ptr<PageSource> object_pages(int fd, std::string name) {
-    return std::make_unique<ObjectPages>(fd, std::move(name));
-}
 
 }  // namespace godwit

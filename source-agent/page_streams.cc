@@ -64,6 +64,8 @@ struct Stream {
     std::atomic<uint64_t> frames = 0;
 };
 
+constexpr milliseconds abort_limit{2'000};
+
 double seconds_since(Clock::time_point begun) { return std::chrono::duration<double>(Clock::now() - begun).count(); }
 
 Result<void> send_piece(Stream& stream, const PageJob& job) {
@@ -86,6 +88,8 @@ Result<void> send_piece(Stream& stream, const PageJob& job) {
     const std::span<const std::byte> content = packed.empty() ? raw : packed;
     PageHeader header{job.pid, job.object, 0, static_cast<uint32_t>(raw.size()), !packed.empty()};
     const iovec body{const_cast<std::byte*>(content.data()), content.size()};
+    // Nothing comes on this connection but an ABORT, of a destination that has lost its skeleton or its memory.
+    if (TRY(stream.channel->wait_readable(Deadline::in(milliseconds(0))))) TRY(stream.channel->receive(Deadline::in(abort_limit)));
     const auto begun = Clock::now();
     TRY(stream.channel->send_pages(header, piece.ranges(), {&body, 1}));
     if (choice.compress())

@@ -33,9 +33,6 @@ class PageSource {
 };
 
 std::unique_ptr<PageSource> process_pages(pid_t pid);
-// A memfd or other file of shared memory; ranges are offsets, and one beyond its end is gone. `fd` stays the caller's, open
-// as long as the source lives; `name` is for messages.
-std::unique_ptr<PageSource> object_pages(int fd, std::string name);
 
 struct PageJob {
     uint32_t pid = 0;     // in the tree's namespace; 0: a shared object's pages

@@ -6,7 +6,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-EXPECTED_SKIPS = ("release build:", "kernel:", "slow:")
+EXPECTED_SKIPS = ("release build:", "kernel:", "program:", "slow:")
 
 
 def skip_is_expected(case, skipped):

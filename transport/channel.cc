@@ -116,17 +116,22 @@ Failure Channel::foreign(const FrameHeaderBytes& bytes) {
         tls ? "it speaks TLS: start both ends with --keys, or both with --insecure" : "is it another program's port?");
 }
 
-// A send failed. When the peer had aborted, what it said is the better explanation.
-Failure Channel::broken_by_peer(Problem problem) {
-    const Deadline deadline = Deadline::in(last_words);
+// Looks for an ABORT among what the peer has sent, up to its first pages or its end.
+std::optional<Problem> Channel::find_abort(Deadline deadline) {
     while (!deadline.passed()) {
         FrameHeaderBytes bytes;
         const auto header = next_header(bytes, deadline);
         if (!header || header->type == FrameType::pages) break;
         const auto body = receive_body(bytes, *header, deadline);
         if (!body) break;
-        if (header->type == FrameType::abort) return Failure(aborted(*body));
+        if (header->type == FrameType::abort) return aborted(*body);
     }
+    return std::nullopt;
+}
+
+// A send failed. When the peer had aborted, what it said is the better explanation.
+Failure Channel::broken_by_peer(Problem problem) {
+    if (auto said = find_abort(Deadline::in(last_words))) return Failure(std::move(*said));
     link_->shut_down();
     return Failure(std::move(problem));
 }
@@ -188,7 +193,7 @@ Result<FrameHeader> Channel::next_header(FrameHeaderBytes& bytes, Deadline deadl
                    ? foreign(bytes)
                    : refuse(std::move(header.error()));
     }
-    if (auto allowed = guard_.receive(header->type); !allowed) return refuse(std::move(allowed.error()));
+    if (auto allowed = guard_.receive(header->type); !allowed && !called_off_) return refuse(std::move(allowed.error()));
     ++next_received_;
     return header;
 }
@@ -225,9 +230,10 @@ Result<std::string> Channel::receive_body(const FrameHeaderBytes& bytes, const F
     return body;
 }
 
-// Keeps what an ABORT says; the first trouble stands for all.
+// Keeps what an ABORT says; the first trouble stands for all. A destination closes when nothing of the tree is left there, which
+// is what the source waits for.
 Problem Channel::aborted(std::string_view body) {
-    link_->shut_down();
+    if (guard_.side() == Side::source) link_->shut_down();
     image::Troubles message;
     if (auto parsed = parse_strictly(body, message); !parsed) return refuse(std::move(parsed.error())).value();
     troubles_ = from_wire(message.problems());
@@ -348,10 +354,15 @@ void Channel::finish(Deadline deadline) {
 void Channel::abort(std::span<const Problem> problems, Deadline deadline) {
     image::Troubles message;
     to_wire(problems, *message.mutable_problems());
-    if (send(FrameType::abort, message))
-        finish(deadline);
-    else
-        link_->shut_down();
+    if (send(FrameType::abort, message)) {
+        const std::lock_guard lock(in_use_);
+        link_->finish_sending();
+        // It may have called it off, too, and know the reason: for one of us it was the end of a connection. What it sent
+        // before it heard of us is in no phase of ours any more.
+        called_off_ = true;
+        if (!find_abort(deadline)) link_->drain(deadline);
+    }
+    link_->shut_down();
 }
 
 Result<bool> Channel::wait_readable(Deadline deadline) {

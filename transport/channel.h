@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -76,7 +77,8 @@ class Channel {
     // Tells a waiting peer that we are alive. From any thread; does nothing while another one is using the Channel.
     Result<void> keep_alive();
     // Sends ABORT with these problems, if the phase has room for it, and waits until the peer has closed or the
-    // deadline passes, so that it is not lost. The connection is shut down afterwards.
+    // deadline passes, so that it is not lost. The connection is shut down afterwards. If the peer had called it off, too,
+    // troubles() has what it said.
     void abort(std::span<const Problem> problems, Deadline deadline);
     // We have said our last: waits until the peer has closed or the deadline passes, so that nothing that we sent is
     // lost, and shuts down.
@@ -107,12 +109,14 @@ class Channel {
     Problem aborted(std::string_view body);
     Failure refuse(Problem problem);
     Failure foreign(const FrameHeaderBytes& bytes);
+    std::optional<Problem> find_abort(Deadline deadline);
     Failure broken_by_peer(Problem problem);
 
     std::unique_ptr<Link> link_;
     PhaseGuard guard_;
     std::mutex in_use_;  // held for a whole frame, so that keep_alive() never gets between
     milliseconds idle_limit_{0};
+    bool called_off_ = false;  // by us
     uint32_t next_sent_ = 0;
     uint32_t next_received_ = 0;
     uint64_t features_ = 0;

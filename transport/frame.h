@@ -79,7 +79,7 @@ struct PageRange {
 // Then the content of all ranges that are not zero, one after the other; with lz4 as one block, which is shorter.
 struct PageHeader {
     uint32_t pid = 0;     // in the tree's namespace; 0: by object
-    uint64_t object = 0;  // MappingRange.shared_object; 0: by pid
+    uint64_t object = 0;  // SharedObject.id; 0: by pid
     uint32_t count = 0;   // of ranges, 1 to max_page_ranges
     uint32_t content_bytes = 0;
     bool lz4 = false;

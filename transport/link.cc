@@ -10,22 +10,13 @@
 #include <cstring>
 #include <vector>
 
+#include "transport/socket.h"
+
 namespace godwit {
 namespace {
 
 // What one sendmsg(2) takes at most (UIO_MAXIOV is 1024).
 constexpr size_t pieces_per_call = 64;
-
-// Waits for `events`; false when the deadline passed.
-Result<bool> wait_for(int fd, short events, Deadline deadline) {
-    for (;;) {
-        pollfd entry{fd, events, 0};
-        const int ready = ::poll(&entry, 1, deadline.poll_timeout());
-        if (ready > 0) return true;
-        if (ready == 0) return false;
-        if (errno != EINTR) return fail_errno("poll");
-    }
-}
 
 class PlainLink final : public Link {
   public:
@@ -103,8 +94,12 @@ void Link::drain(Deadline deadline) {
 }
 
 Failure Link::ended() const {
-    if (is_shut()) return peer_failed(fmt::format("the connection to {} was shut down", peer_));
+    if (is_shut()) return shut();
     return peer_failed(fmt::format("{} closed the connection", peer_), "its log says why");
+}
+
+Failure Link::shut() const {
+    return peer_failed(fmt::format("the connection to {} was shut down", peer_), "what came before this in the log says why");
 }
 
 Failure Link::late(const char* what) const {
@@ -113,7 +108,7 @@ Failure Link::late(const char* what) const {
 }
 
 Failure Link::broken(const char* what, int error) const {
-    if (is_shut()) return peer_failed(fmt::format("the connection to {} was shut down", peer_));
+    if (is_shut()) return shut();
     Failure failure =
         fail_errno(error, fmt::format("cannot {} on the connection to {}", what, peer_), "its log may say why");
     failure.value().code = ExitCode::peer;

@@ -55,6 +55,8 @@ class Link {
     Failure broken(const char* what, int error) const;
 
   private:
+    Failure shut() const;
+
     const int fd_;  // owned by the derived class
     const std::string peer_;
     milliseconds send_limit_{30'000};

@@ -91,6 +91,16 @@ void tune_tcp(int fd) {
     set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, 30'000);
 }
 
+Result<bool> wait_for(int fd, short events, Deadline deadline) {
+    for (;;) {
+        pollfd entry{fd, events, 0};
+        const int ready = ::poll(&entry, 1, deadline.poll_timeout());
+        if (ready > 0) return true;
+        if (ready == 0) return false;
+        if (errno != EINTR) return fail_errno("poll");
+    }
+}
+
 Result<void> require_root_peer(int fd, const std::string& peer) {
     ucred credentials{};
     socklen_t size = sizeof credentials;

@@ -21,6 +21,9 @@ std::string text_of(const sockaddr_storage& address);
 // anything is being sent. Best effort: a connection without them is still bounded by every call's own limit.
 void tune_tcp(int fd);
 
+// Waits for these events of poll(2); false when the deadline passed.
+Result<bool> wait_for(int fd, short events, Deadline deadline);
+
 // unix(7) SO_PEERCRED: refuses a peer that is not root, as an accepted one or as a listening one.
 Result<void> require_root_peer(int fd, const std::string& peer);
 

@@ -25,7 +25,7 @@ bool same_memory(const Layout& a, const MappingRange& have, const Layout& b, con
     const bool has_offset = want.kind() != image::MAPPING_ANONYMOUS;
     return have.kind() == want.kind() && same_file(a, have.file(), b, want.file()) && have.shared_object() == want.shared_object() &&
            (!has_offset || have.offset() - have.start() == want.offset() - want.start()) && have.grows_down() == want.grows_down() &&
-           have.no_reserve() == want.no_reserve() && !loses_huge_advice(have, want);
+           have.no_reserve() == want.no_reserve() && have.may_write() == want.may_write() && !loses_huge_advice(have, want);
 }
 
 bool same_treatment(const MappingRange& have, const MappingRange& want) {
@@ -83,7 +83,7 @@ bool is_kernels(const MappingRange& range) {
 
 bool takes_pages(const MappingRange& range) {
     return range.kind() == image::MAPPING_ANONYMOUS || range.kind() == image::MAPPING_FILE_PRIVATE ||
-           range.kind() == image::MAPPING_ANONYMOUS_SHARED;
+           range.kind() == image::MAPPING_OBJECT_PRIVATE;
 }
 
 bool same_vdso(const Layout& have, const Layout& want) {

@@ -35,7 +35,7 @@ struct LayoutChanges {
 LayoutChanges compare(const image::Layout& have, const image::Layout& want);
 bool same_vdso(const image::Layout& have, const image::Layout& want);
 
-// Mappings whose pages are sent by address: private memory, and what is not told otherwise.
+// Mappings whose pages are sent by address: private memory.
 bool takes_pages(const image::MappingRange& range);
 // Made by the kernel, at a place that the program does not choose.
 bool is_kernels(const image::MappingRange& range);

@@ -238,6 +238,8 @@ Result<std::vector<pid_t>> read_children(pid_t pid) {
     return out;
 }
 
+Result<std::vector<pid_t>> read_processes() { return numbers_in("/proc"); }
+
 Result<std::vector<int>> read_fd_numbers(pid_t pid) {
     return numbers_in(fmt::format("/proc/{}/fd", pid));
 }

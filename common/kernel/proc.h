@@ -64,6 +64,8 @@ Result<std::vector<pid_t>> read_tasks(pid_t pid);        // ascending, leader fi
 Result<std::vector<pid_t>> read_children(pid_t pid);     // of all its tasks
 Result<std::vector<int>> read_fd_numbers(pid_t pid);     // ascending
 Result<std::string> read_link(const std::string& path);
+// All that /proc shows, ascending.
+Result<std::vector<pid_t>> read_processes();
 // /proc/PID/fdinfo/FD as lines.
 Result<std::vector<std::string>> read_fdinfo(pid_t pid, int fd);
 // The inode number of a namespace link such as "net", "mnt".

@@ -11,6 +11,7 @@
 
 #include "common/base/text.h"
 #include "common/base/uuid.h"
+#include "common/kernel/proc.h"
 
 namespace godwit {
 namespace {
@@ -42,18 +43,28 @@ Cgroup origin_of(pid_t pid, const std::vector<JournalProcess>& processes, const 
     return start && *start == known->start_time && origin.exists() ? origin : home;
 }
 
+// Where the first thread of a process has ended and others live, those move and it stays listed until they end, too.
+bool has_ended(pid_t pid) {
+    const auto stat = read_stat(pid);
+    return !stat || stat->state == 'Z' || stat->state == 'X';
+}
+
 // Moves out of `from` until it is empty: what forks meanwhile is born in it, and dying processes stay listed for a
 // moment.
 template <class Target>
 Result<void> move_all(const Cgroup& from, Target target_of) {
     const Deadline deadline = Deadline::in(cgroup_limit);
-    for (;;) {
+    for (int dead_only = 0;;) {
         const std::vector<pid_t> pids = TRY(from.processes());
-        if (pids.empty()) return {};
+        bool alive = false;
         for (const pid_t pid : pids) {
+            alive |= !has_ended(pid);
             const auto moved = target_of(pid).move_in(pid);
             if (!moved && moved.error().error != ESRCH) return moved;
         }
+        // The second time nothing was born of them before they moved.
+        dead_only = alive ? 0 : dead_only + 1;
+        if (dead_only == 2) return {};
         if (deadline.passed()) return fail("processes keep appearing in cgroup " + printable(from.path()));
     }
 }

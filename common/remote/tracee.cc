@@ -32,7 +32,7 @@ Failure cannot_seize(pid_t tid, int error) {
                            "end the debugger or strace first");
     const auto state = trace::status_field(tid, "State");
     if (!state || error == ESRCH) return fail(fmt::format("task {} does not exist", tid));
-    if (state->starts_with("Z")) return unsupported(fmt::format("task {} is a zombie", tid));
+    if (state->starts_with("Z")) return unsupported(fmt::format("task {} is a zombie", tid), "it has ended, or is the first thread of a process that goes on without it");
     if (!trace::status_field(tid, "VmSize")) return unsupported(fmt::format("task {} is a kernel thread", tid));
     return fail_errno(error, fmt::format("cannot seize task {}", tid), "tracing it needs CAP_SYS_PTRACE");
 }

@@ -38,7 +38,7 @@ Result<void> set_flags(int fd, const image::Description& description, const std:
 
 namespace {
 
-Result<UniqueFd> make_one(const image::Description& description, const std::string& who, pid_t pid) {
+Result<UniqueFd> make_one(const image::Description& description, const std::string& who, pid_t pid, MadeObjects* objects) {
     using Object = image::Description;
     switch (description.object_case()) {
         case Object::kFile: return open_file_again(description);
@@ -47,6 +47,7 @@ Result<UniqueFd> make_one(const image::Description& description, const std::stri
         case Object::kTimerFd:
         case Object::kSignalFd: return make_event(description, pid);
         case Object::kTcp: return make_tcp(description, who);
+        case Object::kObjectFile: return open_object(description, objects);
         case Object::kPipeEnd:
         case Object::kSocketPair:
         case Object::OBJECT_NOT_SET: break;
@@ -90,7 +91,7 @@ Result<void> make_room(size_t descriptions, rlimit& before) {
 }  // namespace
 }  // namespace files
 
-Result<void> restore_files(std::vector<Skeleton*>& skeletons, const image::Files& all) {
+Result<void> restore_files(std::vector<Skeleton*>& skeletons, const image::Files& all, MadeObjects* objects) {
     TRY(files::check(skeletons, all));
     rlimit limit{};
     TRY(files::make_room(static_cast<size_t>(all.descriptions_size()), limit));
@@ -102,7 +103,7 @@ Result<void> restore_files(std::vector<Skeleton*>& skeletons, const image::Files
     for (const auto& description : all.descriptions()) {
         if (made.contains(description.id())) continue;
         const std::string who = files::who_holds(all, description.id());
-        auto one = files::make_one(description, who, skeletons.front()->pid());
+        auto one = files::make_one(description, who, skeletons.front()->pid(), objects);
         if (!one) {
             one.error().what = who + ": " + one.error().what;
             return Failure(std::move(one.error()));

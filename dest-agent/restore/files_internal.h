@@ -11,6 +11,7 @@
 #include "common/base/result.h"
 #include "common/base/unique_fd.h"
 #include "common/image/files.pb.h"
+#include "dest-agent/made_objects.h"
 #include "dest-agent/skeleton.h"
 
 namespace godwit::files {
@@ -22,6 +23,8 @@ using Made = std::map<uint32_t, UniqueFd>;
 std::string who_holds(const image::Files& files, uint32_t description);
 
 Result<UniqueFd> open_file_again(const image::Description& description);
+// Of a shared object that was made with the mappings.
+Result<UniqueFd> open_object(const image::Description& description, MadeObjects* objects);
 // All ends of all pipes, with what is in them.
 Result<void> make_pipes(const image::Files& files, Made& made);
 // All socketpairs, with what is in them.

@@ -17,7 +17,7 @@ namespace godwit {
 
 // Makes every open file description once, in this agent, and passes it to the skeletons that hold it; what belongs to
 // the process itself (epoll items) is a batch in it. Before restore_process: credentials come last.
-Result<void> restore_files(std::vector<Skeleton*>& skeletons, const image::Files& files);
+Result<void> restore_files(std::vector<Skeleton*>& skeletons, const image::Files& files, MadeObjects* objects = nullptr);
 
 // Signal actions, timers, limits, working directory, umask, scheduling, then per task: name, alternate stack, robust list,
 // rseq, tid address, pending signals, mask, credentials. No registers yet.

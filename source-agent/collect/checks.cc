@@ -1,6 +1,5 @@
 #include "source-agent/collect/checks.h"
 
-#include <dirent.h>
 #include <elf.h>
 #include <fmt/format.h>
 #include <linux/kcmp.h>
@@ -26,15 +25,6 @@ void refuse(Problems& problems, std::string what, std::string hint) {
 
 bool is_gone(int error) {
     return error == ENOENT || error == ESRCH;
-}
-
-std::vector<pid_t> all_processes() {
-    std::vector<pid_t> out;
-    const std::unique_ptr<DIR, int (*)(DIR*)> folder(::opendir("/proc"), ::closedir);
-    if (!folder) return out;
-    while (const dirent* entry = ::readdir(folder.get()))
-        if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9') out.push_back(std::atoi(entry->d_name));
-    return out;
 }
 
 void check_family(pid_t pid, const Stat& stat, const std::vector<pid_t>& children, const std::string& name, Problems& problems) {
@@ -160,7 +150,7 @@ std::string process_name(pid_t pid, const Stat& stat) {
 Result<std::vector<pid_t>> find_children(pid_t pid) {
     if (::access(fmt::format("/proc/{}/task/{}/children", pid, pid).c_str(), F_OK) == 0) return read_children(pid);
     std::vector<pid_t> out;
-    for (const pid_t other : all_processes())
+    for (const pid_t other : TRY(read_processes()))
         if (const auto stat = read_stat(other); stat && stat->ppid == pid) out.push_back(other);
     return out;
 }
@@ -193,7 +183,7 @@ Result<void> check_sharing_with_others(pid_t pid, Problems& problems) {
         const char* name;
     };
     const auto tasks = TRY(read_tasks(pid));
-    for (const pid_t other : all_processes()) {
+    for (const pid_t other : TRY(read_processes())) {
         if (other == pid) continue;
         for (const What& what : {What{KCMP_VM, "memory"}, What{KCMP_FILES, "descriptor table"}, What{KCMP_FS, "working directory"}}) {
             const auto shared = is_shared(pid, other, what.type);

@@ -11,6 +11,7 @@
 
 #include "common/base/text.h"
 #include "common/base/unique_fd.h"
+#include "source-agent/collect/shared_objects.h"
 
 namespace godwit {
 namespace {
@@ -41,19 +42,6 @@ constexpr std::array<RefusedFlag, 9> refused_flags{{
     {"dp", "droppable memory", "MAP_DROPPABLE is not carried yet"},
 }};
 
-// Where MAP_SHARED|MAP_ANONYMOUS memory lives: looked up by the device of a mapping of our own.
-Result<uint64_t> find_shared_memory_device() {
-    const size_t size = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
-    void* start = ::mmap(nullptr, size, PROT_READ, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (start == MAP_FAILED) return fail_errno("mmap");
-    const Mapping mapping(start, size);
-    const auto address = reinterpret_cast<uintptr_t>(start);
-    struct stat info;
-    const std::string link = fmt::format("/proc/self/map_files/{:x}-{:x}", address, address + size);
-    if (::stat(link.c_str(), &info) != 0) return fail_errno("cannot look at " + link);
-    return static_cast<uint64_t>(info.st_dev);
-}
-
 bool is_special(const std::string& path) {
     return path.empty() || path == "[heap]" || path == "[stack]" || path.starts_with("[anon:");
 }
@@ -69,7 +57,7 @@ std::string anonymous_name(const std::string& path) {
 Result<MappingClassifier> MappingClassifier::make(pid_t pid) {
     MappingClassifier out;
     out.pid_ = pid;
-    out.shared_memory_device_ = TRY(find_shared_memory_device());
+    out.shared_memory_device_ = TRY(shared_memory_device());
     return out;
 }
 
@@ -127,14 +115,7 @@ Result<MappingClass> MappingClassifier::classify_file(const Vma& vma) const {
     // These live on file systems of the kernel's own, as files without a name.
     if (vma.path.starts_with("/[aio]")) return unsupported(describe(vma) + " is a ring of io_setup(2)", "asynchronous I/O is not carried yet");
     if (vma.path.starts_with("/secretmem")) return unsupported(describe(vma) + " is memory of memfd_secret(2)", "nobody but the program can read it");
-    if (info.st_dev == shared_memory_device_) {
-        if (!vma.shared && !vma.path.starts_with("/memfd:"))
-            return unsupported(describe(vma) + " is a private mapping of shared memory", "it cannot be carried");
-        out.kind = image::MAPPING_ANONYMOUS_SHARED;
-        if (vma.path.starts_with("[anon_shmem:")) out.name = anonymous_name(vma.path);
-        if (out.name.empty() && vma.path != "/dev/zero (deleted)") return classify_shared_memory(vma);
-        return out;
-    }
+    if (info.st_dev == shared_memory_device_) return classify_shared_memory(vma, std::move(out));
     if (S_ISCHR(info.st_mode)) {
         if (info.st_rdev != makedev(1, 5) || vma.shared)
             return unsupported(describe(vma) + " is a device", "close the device first");
@@ -152,10 +133,18 @@ Result<MappingClass> MappingClassifier::classify_file(const Vma& vma) const {
     return out;
 }
 
-Result<MappingClass> MappingClassifier::classify_shared_memory(const Vma& vma) const {
-    if (vma.path.starts_with("/SYSV")) return unsupported(describe(vma) + " is SysV shared memory", "SysV IPC is not carried yet");
-    if (vma.path.starts_with("/memfd:")) return unsupported(describe(vma) + " is a memfd", "memfd_create(2) is not carried yet");
-    return unsupported(describe(vma) + " is shared memory of a kind that is not known", "it cannot be carried");
+// A name that was given to the mapping (PR_SET_VMA_ANON_NAME) hides that of the object.
+Result<MappingClass> MappingClassifier::classify_shared_memory(const Vma& vma, MappingClass out) const {
+    const bool renamed = vma.path.starts_with("[anon_shmem:");
+    const std::string path = renamed ? TRY(read_link(link_of(vma))) : vma.path;
+    if (renamed) out.name = anonymous_name(vma.path);
+    const bool memfd = path.starts_with("/memfd:");
+    if (path.starts_with("/SYSV")) return unsupported(describe(vma) + " is SysV shared memory", "SysV IPC is not carried yet");
+    if (!memfd && path != "/dev/zero (deleted)")
+        return unsupported(describe(vma) + " is shared memory of a kind that is not known", "it cannot be carried");
+    if (!memfd && !vma.shared) return unsupported(describe(vma) + " is a private mapping of shared memory", "it cannot be carried");
+    out.kind = vma.shared ? image::MAPPING_OBJECT_SHARED : image::MAPPING_OBJECT_PRIVATE;
+    return out;
 }
 
 }  // namespace godwit

@@ -30,7 +30,7 @@ class MappingClassifier {
 
   private:
     Result<MappingClass> classify_file(const Vma& vma) const;
-    Result<MappingClass> classify_shared_memory(const Vma& vma) const;
+    Result<MappingClass> classify_shared_memory(const Vma& vma, MappingClass out) const;
     Result<void> check_flags(const Vma& vma) const;
 
     pid_t pid_ = 0;

@@ -49,6 +49,8 @@ Result<Problems> survey(const Tree& tree, const CollectOptions& options, image::
 
 Result<void> survey_process(pid_t pid, const CollectOptions& options, image::Plan& plan, Problems& problems);
 Result<void> survey_memory(pid_t pid, const CollectOptions& options, image::Plan& plan, Problems& problems);
+// What of the tree's shared memory other processes map or hold: all of /proc is read, some 100 µs for each of them, if there is any.
+Result<void> survey_objects(const Tree& tree, image::Plan& plan, Problems& problems);
 Result<void> survey_files(const Tree& tree, const CollectOptions& options, image::Plan& plan, Problems& problems);
 
 // ---- collect. `process` is stopped; `remote` is resident in its leader.
@@ -63,14 +65,13 @@ Result<image::Process> collect_process(Subject& subject);
 Result<void> collect_stopped(StoppedProcess& process, image::Process& out);
 Result<image::Files> collect_files(std::vector<Subject>& subjects, const CollectOptions& options);
 
-// Which pages of a mapping hold content that the destination cannot know: present or swapped, and for private file
-// mappings changed. Ranges are ascending, page-aligned, in bytes, and merged.
+// Which pages of private mappings hold content that the destination cannot know: present or swapped, and for mappings of
+// files and shared objects changed. Ranges are ascending, page-aligned, in bytes, and merged.
 struct ByteRange {
     uint64_t start = 0;
     uint64_t end = 0;
 };
-// `layout` tells the mappings; anonymous shared objects mapped several times are reported through the first mapping
-// only. Reads /proc/PID/pagemap (PAGEMAP_SCAN where the kernel has it).
+// `layout` tells the mappings. Reads /proc/PID/pagemap (PAGEMAP_SCAN where the kernel has it).
 Result<std::vector<ByteRange>> content_ranges(pid_t pid, const image::Layout& layout);
 
 }  // namespace godwit

@@ -57,6 +57,7 @@ Result<void> collect_description(const Seen& one, const Looker& looker, image::D
         case Kind::file:
         case Kind::directory:
         case Kind::memory_device: files::collect_file(one, out); return {};
+        case Kind::object: files::collect_object(one, out); return {};
         case Kind::pipe: files::collect_pipe(one, out); return {};
         case Kind::event_fd:
         case Kind::epoll:

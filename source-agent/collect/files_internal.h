@@ -24,7 +24,7 @@
 
 namespace godwit::files {
 
-enum class Kind { file, directory, memory_device, pipe, event_fd, epoll, timer_fd, signal_fd, unix_socket, tcp_socket, other };
+enum class Kind { file, directory, memory_device, object, pipe, event_fd, epoll, timer_fd, signal_fd, unix_socket, tcp_socket, other };
 
 // The name in Plan.object_kinds; also what a Problem calls it.
 const char* kind_name(Kind kind);
@@ -91,6 +91,9 @@ using Refusal = std::optional<Problem>;
 Refusal check_file(const Seen& one);
 void collect_file(const Seen& one, image::Description& out);
 
+Refusal check_object(const Seen& one);  // a memfd, or other shared memory that is held open
+void collect_object(const Seen& one, image::Description& out);
+
 Refusal check_pipe(const Seen& one, const Looker& looker);
 void collect_pipe(const Seen& one, image::Description& out);
 // Capacities and contents of all pipes, each once.
@@ -117,7 +120,7 @@ Result<Problems> check_all(const Looker& looker);
 Result<std::vector<size_t>> share(const Looker& looker);
 
 // pipe and socket inodes of `wanted` that processes which are not in `pids` hold.
-std::map<uint64_t, Outsider> find_outside(const std::vector<pid_t>& pids, const std::set<uint64_t>& wanted);
+Result<std::map<uint64_t, Outsider>> find_outside(const std::vector<pid_t>& pids, const std::set<uint64_t>& wanted);
 
 // "127.0.0.1:6379", "[::1]:80"; for messages.
 std::string address_text(const std::string& sockaddr_bytes);

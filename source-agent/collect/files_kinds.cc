@@ -147,6 +147,7 @@ Refusal check_kind(const Seen& one, const Looker& looker) {
         case Kind::file:
         case Kind::directory: return check_file(one);
         case Kind::memory_device: return {};
+        case Kind::object: return check_object(one);
         case Kind::pipe: return check_pipe(one, looker);
         case Kind::event_fd:
         case Kind::epoll:

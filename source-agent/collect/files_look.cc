@@ -46,6 +46,7 @@ Kind kind_of(const Seen& one, int duplicate) {
     if (one.link.starts_with("pipe:[") && S_ISFIFO(one.status.st_mode)) return Kind::pipe;
     if (S_ISSOCK(one.status.st_mode)) return kind_of_socket(duplicate);
     if (one.link.empty() || one.link.front() != '/') return Kind::other;
+    if (S_ISREG(one.status.st_mode) && one.status.st_nlink == 0 && one.link.starts_with("/memfd:")) return Kind::object;
     if (S_ISREG(one.status.st_mode)) return Kind::file;
     if (S_ISDIR(one.status.st_mode)) return Kind::directory;
     return is_memory_device(one.status) ? Kind::memory_device : Kind::other;
@@ -114,6 +115,7 @@ const char* kind_name(Kind kind) {
         case Kind::file: return "regular file";
         case Kind::directory: return "directory";
         case Kind::memory_device: return "memory device";
+        case Kind::object: return "memfd";
         case Kind::pipe: return "pipe";
         case Kind::event_fd: return "eventfd";
         case Kind::epoll: return "epoll";
@@ -164,7 +166,10 @@ Result<void> Looker::look() {
         unix_sockets[inode] = *found;
         shared.insert({inode, found->peer});
     }
-    outside = shared.empty() ? std::map<uint64_t, Outsider>() : find_outside(pids, shared);
+    if (shared.empty()) return {};
+    auto found = find_outside(pids, shared);
+    if (!found) return Failure(std::move(found.error()));
+    outside = std::move(*found);
     return {};
 }
 

@@ -87,8 +87,6 @@ Refusal check_file_system(const Seen& one) {
 
 Refusal check_file(const Seen& one) {
     const std::string path = printable(one.link);
-    if (one.link.starts_with("/memfd:"))
-        return refuse(one, "a memory file (memfd) " + path, "this kind is not carried yet: have the program close it");
     if (one.link.starts_with("/secretmem"))
         return refuse(one, "a secret memory file", "this kind is not carried yet: have the program close it");
     if (one.status.st_nlink == 0)

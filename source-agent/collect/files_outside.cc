@@ -7,8 +7,6 @@
 #include "common/kernel/proc.h"
 #include "source-agent/collect/files_internal.h"
 
-#include <dirent.h>
-
 namespace godwit::files {
 namespace {
 
@@ -21,20 +19,11 @@ uint64_t inode_of(std::string_view link) {
     return inode;
 }
 
-std::vector<pid_t> all_processes() {
-    std::vector<pid_t> out;
-    const std::unique_ptr<DIR, int (*)(DIR*)> folder(::opendir("/proc"), ::closedir);
-    if (!folder) return out;
-    while (const dirent* entry = ::readdir(folder.get()))
-        if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9') out.push_back(std::atoi(entry->d_name));
-    return out;
-}
-
 }  // namespace
 
-std::map<uint64_t, Outsider> find_outside(const std::vector<pid_t>& pids, const std::set<uint64_t>& wanted) {
+Result<std::map<uint64_t, Outsider>> find_outside(const std::vector<pid_t>& pids, const std::set<uint64_t>& wanted) {
     std::map<uint64_t, Outsider> out;
-    for (const pid_t pid : all_processes()) {
+    for (const pid_t pid : TRY(read_processes())) {
         if (std::find(pids.begin(), pids.end(), pid) != pids.end()) continue;
         const auto numbers = read_fd_numbers(pid);  // fails when the process is gone
         if (!numbers) continue;

@@ -9,6 +9,7 @@
 #include "common/base/text.h"
 #include "common/kernel/identity.h"
 #include "common/kernel/pagemap.h"
+#include "source-agent/collect/shared_objects.h"
 
 namespace godwit {
 namespace {
@@ -200,9 +201,10 @@ Result<void> LayoutReader::add(const Vma& vma, const MappingClass& found, image:
     if (found.kind == image::MAPPING_VDSO || found.kind == image::MAPPING_VVAR || found.kind == image::MAPPING_VSYSCALL) return {};
     set_flags(vma, range);
     range.set_name(found.name);
-    if (found.kind == image::MAPPING_ANONYMOUS_SHARED) {
-        range.set_shared_object(found.inode);
+    if (found.kind == image::MAPPING_OBJECT_SHARED || found.kind == image::MAPPING_OBJECT_PRIVATE) {
+        range.set_shared_object(shared_object_id(found.device, found.inode));
         range.set_offset(vma.offset);
+        range.set_may_write(vma.has("mw"));
     } else if (found.kind != image::MAPPING_ANONYMOUS) {
         range.set_file(file_index(layout, vma, found));
         range.set_offset(vma.offset);

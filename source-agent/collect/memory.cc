@@ -27,7 +27,8 @@ const char* kind_name(image::MappingKind kind) {
         case image::MAPPING_FILE_PRIVATE:
         case image::MAPPING_FILE_SHARED:
             return "file mapping";
-        case image::MAPPING_ANONYMOUS_SHARED:
+        case image::MAPPING_OBJECT_SHARED:
+        case image::MAPPING_OBJECT_PRIVATE:
             return "shared memory";
         default:
             return "anonymous memory";

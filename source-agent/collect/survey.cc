@@ -12,6 +12,7 @@ Result<Problems> survey(const Tree& tree, const CollectOptions& options, image::
         if (plan.processes_size() == 0) return problems;
         TRY(survey_memory(pid, options, plan, problems));
     }
+    TRY(survey_objects(tree, plan, problems));
     TRY(survey_files(tree, options, plan, problems));
     for (image::FileIdentity& file : *plan.mutable_files())
         if (file.used_by().find("pid") != 0) file.set_used_by(fmt::format("pid {} {}", tree.root, file.used_by()));

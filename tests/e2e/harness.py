@@ -336,6 +336,8 @@ class Pair:
         """Nothing of a migration is left on either host: no process, cgroup or packet filter."""
         for host in self.hosts:
             server = self.servers.get(host.name)
+            if server and server.process.poll() is not None:
+                server = None
             known = {v.pid for v in self.victims} | set(allowed)
             if server:
                 known |= {server.process.host_pid}

@@ -17,12 +17,17 @@ SAMPLE = 12      # points of each kind in the short tier
 SIGKILLED = 137  # how the runner of a host says that its program was killed
 
 
-def traced_points(pair):
+# Rounds of the running program, so many wherever it runs: the limit is out of reach, and the switch is made all the same.
+OPTIONS = {"stop": (), "pre-copy": ("--downtime-limit", "1", "--max-rounds", "2", "--force")}
+modes = pytest.mark.parametrize("mode", OPTIONS)
+
+
+def traced_points(pair, mode):
     """[(number, name)] of the source's and of the destination's agent, from one migration that works."""
     traces = {side: pair.shared / f"trace-{side}-{next(pair.numbers)}" for side in "ab"}
     pair.serve(pair.b, environment={"GODWIT_FAULT_TRACE": str(traces["b"])})
     victim = pair.victim("signals")
-    pair.migrate(victim, environment={"GODWIT_FAULT_TRACE": str(traces["a"])})
+    pair.migrate(victim, *OPTIONS[mode], mode=mode, environment={"GODWIT_FAULT_TRACE": str(traces["a"])})
     victim.finish()
     pair.stop_serving(pair.b)
     points = {}
@@ -37,7 +42,13 @@ def traced_points(pair):
 
 @pytest.fixture(scope="module")
 def points(hosts_with_keys):
-    return traced_points(hosts_with_keys)
+    """Of each mode."""
+    return {mode: traced_points(hosts_with_keys, mode) for mode in OPTIONS}
+
+
+def few(items, mode):
+    """The sample of the short tier: what the modes have in common needs no second one as large."""
+    return sample(items, SAMPLE if mode == "stop" else SAMPLE // 2)
 
 
 def sample(items, count=SAMPLE):
@@ -101,24 +112,24 @@ def check_exactly_one(pair, victim, outcome, what):
     pair.check_clean()
 
 
-def one_case(pair, side, fault):
+def one_case(pair, side, fault, mode):
     """Migrates with one fault in one agent."""
     victim = pair.victim("signals")
     environment = {"GODWIT_FAULT": fault}
     pair.serve(pair.b, environment=environment if side == "b" else None)
-    outcome = pair.send(victim.pid, pair.a, environment=environment if side == "a" else None, timeout=90)
+    outcome = pair.send(victim.pid, pair.a, *OPTIONS[mode], mode=mode, environment=environment if side == "a" else None, timeout=90)
     try:
         check_exactly_one(pair, victim, outcome, f"{fault} in the agent of host {side}")
     except AssertionError as error:
         raise AssertionError(f"{fault} in the agent of host {side} (exit code {outcome.code}): {error}") from error
 
 
-def sweep(pair, side, faults):
+def sweep(pair, side, faults, mode):
     """Runs many cases and tells of all that failed, not only of the first."""
     failures = []
     for fault in faults:
         try:
-            one_case(pair, side, fault)
+            one_case(pair, side, fault, mode)
         except AssertionError as error:
             failures.append(str(error)[:3000])
             pair.reset()
@@ -128,31 +139,35 @@ def sweep(pair, side, faults):
 
 
 @pytest.mark.limit(300)
+@modes
 @pytest.mark.parametrize("side", ["a", "b"])
-def test_agent_killed_at_numbered_points(pair, points, side):
-    sweep(pair, side, [f"kill@{number}" for number, _ in sample(points[side])])
+def test_agent_killed_at_numbered_points(pair, points, side, mode):
+    sweep(pair, side, [f"kill@{number}" for number, _ in few(points[mode][side], mode)], mode)
 
 
 @pytest.mark.limit(300)
+@modes
 @pytest.mark.parametrize("verb", ["kill", "cut"])
 @pytest.mark.parametrize("side", ["a", "b"])
-def test_agent_fails_at_named_points(pair, points, side, verb):
-    sweep(pair, side, [f"{verb}@{name}" for name in sample(points[side + " names"])])
+def test_agent_fails_at_named_points(pair, points, side, verb, mode):
+    sweep(pair, side, [f"{verb}@{name}" for name in few(points[mode][side + " names"], mode)], mode)
 
 
 @pytest.mark.slow
 @pytest.mark.limit(7200)
+@modes
 @pytest.mark.parametrize("side", ["a", "b"])
-def test_agent_killed_at_every_numbered_point(pair, points, side):
-    sweep(pair, side, [f"kill@{number}" for number, _ in points[side]])
+def test_agent_killed_at_every_numbered_point(pair, points, side, mode):
+    sweep(pair, side, [f"kill@{number}" for number, _ in points[mode][side]], mode)
 
 
 @pytest.mark.slow
 @pytest.mark.limit(3600)
+@modes
 @pytest.mark.parametrize("verb", ["kill", "cut"])
 @pytest.mark.parametrize("side", ["a", "b"])
-def test_agent_fails_at_every_named_point(pair, points, side, verb):
-    sweep(pair, side, [f"{verb}@{name}" for name in points[side + " names"]])
+def test_agent_fails_at_every_named_point(pair, points, side, verb, mode):
+    sweep(pair, side, [f"{verb}@{name}" for name in points[mode][side + " names"]], mode)
 
 
 @pytest.mark.limit(120)
@@ -163,18 +178,19 @@ def test_recover_with_nothing_to_do(pair):
 
 @pytest.mark.slow
 @pytest.mark.limit(1800)
-def test_agent_killed_at_random_moments(pair):
+@modes
+def test_agent_killed_at_random_moments(pair, mode):
     """What no fault point stands for: SIGKILL by the clock."""
     import random
     import signal
     import subprocess
-    from harness import GODWIT, PORT, STATE, Outcome
+    from harness import GODWIT, Outcome
     for round_number in range(100):
         victim = pair.victim("threads", "--threads", "6")
         server = pair.serving(pair.b)
-        process = pair.a.popen([GODWIT, "migrate", "--tree", victim.pid, "--to", f"{pair.b.address}:{PORT}", "--mode", "stop",
-                                *pair.security(pair.a), "--state-dir", STATE], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(random.uniform(0, 0.15))
+        process = pair.a.popen([GODWIT, *pair.migrate_arguments(victim.pid, pair.a, *OPTIONS[mode], mode=mode)],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(random.uniform(0, 0.15 if mode == "stop" else 0.25))
         (server.process if round_number % 2 else process).signal_inside(signal.SIGKILL)
         process.wait(60)
         check_exactly_one(pair, victim, Outcome(process.returncode, "", ""), f"random kill {round_number}")

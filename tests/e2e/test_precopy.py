@@ -51,6 +51,23 @@ def test_oracle_sees_one_edge_wherever_it_runs(pair, arguments, options):
     oracle(pair, 5, *arguments, options=options)
 
 
+SHARED = [
+    pytest.param((), rounds(3), id="shared"),
+    pytest.param(("--size",), rounds(3), id="shared-sizes"),
+    pytest.param(("--seal", "--readers"), EASY, id="shared-sealed"),
+]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("arguments, options", SHARED)
+def test_shared_memory_is_one_object_whoever_writes_it_and_how(pair, arguments, options):
+    victim = pair.victim("shared", *arguments)
+    for _ in range(3):
+        for _ in ("there", "back"):
+            check_rounds(pair.migrate(victim, *options, mode="pre-copy").report)
+    victim.finish()
+
+
 @pytest.mark.slow
 @pytest.mark.limit(3600)
 @pytest.mark.parametrize("arguments, options", ORACLES)

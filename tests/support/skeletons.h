@@ -196,7 +196,7 @@ inline std::vector<Line> expected_lines(const image::Layout& layout) {
     std::vector<Line> lines;
     for (const MappingRange& range : layout.mappings())
         lines.push_back({range.start(), range.end(), range.protection(),
-                         range.kind() == image::MAPPING_ANONYMOUS_SHARED || range.kind() == image::MAPPING_FILE_SHARED, range.offset()});
+                         range.kind() == image::MAPPING_OBJECT_SHARED || range.kind() == image::MAPPING_FILE_SHARED, range.offset()});
     return lines;
 }
 

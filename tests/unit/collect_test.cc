@@ -148,7 +148,7 @@ TEST(CollectLayout, KindsAndFlagsAreAsMapped) {
     EXPECT_EQ(at[5]->kind(), image::MAPPING_FILE_SHARED);
     EXPECT_EQ(at[5]->offset(), 2 * page);
     EXPECT_TRUE(layout.files(static_cast<int>(at[5]->file()) - 1).writable());
-    EXPECT_EQ(at[6]->kind(), image::MAPPING_ANONYMOUS_SHARED);
+    EXPECT_EQ(at[6]->kind(), image::MAPPING_OBJECT_SHARED);
     EXPECT_NE(at[6]->shared_object(), 0u);
     EXPECT_TRUE(at[7]->accounted());
     EXPECT_EQ(at[7]->protection(), static_cast<uint32_t>(PROT_READ));

@@ -72,7 +72,7 @@ TEST(FilesSurvey, AProgramOnDevNullIsAccepted) {
 TEST(FilesSurvey, EveryKindOfRefusalIsNamedAtOnce) {
     const std::string path = scratch_file();
     DescriptorVictim victim([&] {
-        const int memory = ::memfd_create("secret", 0);
+        const int memory = ::memfd_create("secret", MFD_HUGETLB);
         const int gone = ::open(path.c_str(), O_CREAT | O_RDWR, 0600);
         ::unlink(path.c_str());
         const int watch = ::inotify_init1(0);
@@ -92,7 +92,7 @@ TEST(FilesSurvey, EveryKindOfRefusalIsNamedAtOnce) {
     });
     ASSERT_TRUE(victim.ready());
     EXPECT_THAT(victim.refusals(),
-                ElementsAre(HasSubstr("fd 3: a memory file (memfd) /memfd:secret"), HasSubstr("fd 4: the file was deleted"),
+                ElementsAre(HasSubstr("fd 3: memory of huge pages (MFD_HUGETLB), or a deleted file: /memfd:secret"), HasSubstr("fd 4: the file was deleted"),
                             HasSubstr("fd 5: an inotify instance"), HasSubstr("fd 6: a UDP socket 0.0.0.0:0"),
                             HasSubstr("fd 7: a netlink socket"), HasSubstr("fd 8: opened with O_PATH: /tmp"),
                             HasSubstr("which shows the state of this host"), HasSubstr("fd 10: a network namespace"),

@@ -96,7 +96,7 @@ TEST(LayoutChanges, AnotherFileOrOffsetIsMappedAnew) {
 TEST(LayoutChanges, AnotherKindIsMappedAnew) {
     image::Layout have, want;
     add(have, 1, 5);
-    add(want, 1, 5, image::MAPPING_ANONYMOUS_SHARED).set_shared_object(9);
+    add(want, 1, 5, image::MAPPING_OBJECT_SHARED).set_shared_object(9);
     EXPECT_EQ(told(have, want), "unmap 1-5 map 1-5 ");
     image::Layout other = want;
     other.mutable_mappings(0)->set_shared_object(10);

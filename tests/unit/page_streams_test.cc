@@ -1,7 +1,10 @@
+#include "source-agent/collect/object_pages.h"
 #include "source-agent/page_streams.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -198,12 +201,38 @@ TEST(PageStreams, MemoryThatMayNotBeReadIsRead) {
     for (const auto& [at, word] : got.words) EXPECT_EQ(word, (at - memory.start) / page + 1);
 }
 
+// A child that has unmapped parts of its copy of our memory: nothing else ever takes their place there.
+class ChildWithHoles {
+  public:
+    ChildWithHoles(const Memory& memory, std::vector<std::pair<uint64_t, uint64_t>> holes) {
+        int ready[2];
+        EXPECT_EQ(::pipe2(ready, O_CLOEXEC), 0);
+        pid = ::fork();
+        if (pid == 0) {
+            ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+            for (const auto& [first, count] : holes) ::munmap(memory.at(first), count * page);
+            (void)!::write(ready[1], "", 1);
+            for (;;) ::pause();
+        }
+        char byte;
+        EXPECT_EQ(::read(ready[0], &byte, 1), 1);
+        ::close(ready[0]);
+        ::close(ready[1]);
+    }
+    ChildWithHoles(const ChildWithHoles&) = delete;
+    ChildWithHoles& operator=(const ChildWithHoles&) = delete;
+    ~ChildWithHoles() {
+        ::kill(pid, SIGKILL);
+        ::waitpid(pid, nullptr, 0);
+    }
+    pid_t pid;
+};
+
 TEST(PageStreams, PagesThatVanishedArePassedOver) {
     const Memory memory(600);
     for (uint64_t i = 0; i < 600; ++i) memory.fill(i, i + 1);
-    ASSERT_EQ(::munmap(memory.at(50), 3 * page), 0);
-    ASSERT_EQ(::munmap(memory.at(100), 300 * page), 0);
-    const auto source = process_pages(::getpid());
+    const ChildWithHoles child(memory, {{50, 3}, {100, 300}});
+    const auto source = process_pages(child.pid);
     PageJob job = job_of(*source, {memory.range(0, 40), memory.range(45, 400), memory.range(500, 100)});
     {
         Streams to(2);
@@ -221,7 +250,7 @@ TEST(PageStreams, PagesThatVanishedArePassedOver) {
     const auto sent = to.streams->send(0, {job});
     ASSERT_FALSE(sent);
     EXPECT_EQ(sent.error().error, EFAULT);
-    EXPECT_NE(sent.error().what.find(std::to_string(::getpid())), std::string::npos) << sent.error().what;
+    EXPECT_NE(sent.error().what.find(std::to_string(child.pid)), std::string::npos) << sent.error().what;
     char address[32];
     std::snprintf(address, sizeof address, "%lx", memory.start + 50 * page);
     EXPECT_NE(sent.error().what.find(address), std::string::npos) << sent.error().what;
@@ -252,7 +281,7 @@ TEST(PageStreams, ASharedObjectIsReadByOffset) {
     ASSERT_EQ(::ftruncate(fd.get(), 10 * page), 0);
     std::vector<uint64_t> words(page / 8, 55);
     ASSERT_EQ(::pwrite(fd.get(), words.data(), page, 4 * page), static_cast<ssize_t>(page));
-    const auto source = object_pages(fd.get(), "shared object 5");
+    const auto source = std::make_unique<ObjectPages>(fd.get(), "shared object 5");
     Streams to(1);
     ASSERT_TRUE(to.streams->send(0, {job_of(*source, {{4 * page, 6 * page}})}));
     PageJob beyond = job_of(*source, {{8 * page, 12 * page}});

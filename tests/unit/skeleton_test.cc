@@ -82,24 +82,21 @@ TEST_F(SkeletonTest, ManyRangesOfOneCallLandEachInItsPlace) {
 
 TEST_F(SkeletonTest, ZeroedPagesAreZeroWhateverWasThere) {
     image::Layout layout = small_layout();
-    constexpr uint64_t at = 0x100000000, shared = 0x30000000, huge = 1 << 24;
+    constexpr uint64_t at = 0x100000000, huge = 1 << 24;
     add(layout, at, huge, image::MAPPING_ANONYMOUS, PROT_READ | PROT_WRITE).set_no_reserve(true);
-    MappingRange& object = add(layout, shared, 4, image::MAPPING_ANONYMOUS_SHARED, PROT_READ);
-    object.set_shared_object(77);
     std::sort(layout.mutable_mappings()->begin(), layout.mutable_mappings()->end(),
               [](const auto& a, const auto& b) { return a.start() < b.start(); });
     auto skeleton = build(layout);
     ASSERT_OK(skeleton);
     const uint64_t last = at + (huge - 1) * page;
-    for (const uint64_t written : {at + 5 * page, last, data_at, shared + page}) ASSERT_OK(write(*skeleton, written, pages_of('x', 1)));
+    for (const uint64_t written : {at + 5 * page, last, data_at}) ASSERT_OK(write(*skeleton, written, pages_of('x', 1)));
     ASSERT_OK(write(*skeleton, code_at, pages_of('x', 1)));  // not writable in the end
     ASSERT_OK(zero(*skeleton, at, huge));
     ASSERT_OK(zero(*skeleton, data_at, 4));
-    ASSERT_OK(zero(*skeleton, shared, 4));
     ASSERT_OK(zero(*skeleton, code_at - page, 2));  // a page of a file, and ours
     ASSERT_FALSE(zero(*skeleton, data_at, 5)) << "beyond the mapping";
     ASSERT_OK(skeleton->finish_memory());
-    for (const uint64_t zeroed : {at + 5 * page, last, data_at, shared + page, code_at - page, code_at})
+    for (const uint64_t zeroed : {at + 5 * page, last, data_at, code_at - page, code_at})
         EXPECT_TRUE(read_back(skeleton->pid(), zeroed, page) == pages_of('\0', 1)) << std::hex << zeroed;
     const auto smaps = read_smaps(skeleton->pid());
     for (const Vma& vma : *smaps)
@@ -116,28 +113,6 @@ TEST_F(SkeletonTest, ACopyThatWasKilledIsSaidSo) {
         if (auto written = write(*skeleton, data_at, pages_of('x', 4)); !written) problem = written.error();
     EXPECT_NE(problem.what.find("was killed while its memory arrived"), std::string::npos) << problem.what;
     EXPECT_NE(problem.hint.find("ran out of memory"), std::string::npos) << problem.hint;
-}
-
-TEST_F(SkeletonTest, SharedMemoryMappedTwiceIsOneObject) {
-    image::Layout layout = small_layout();
-    constexpr uint64_t first = 0x30000000, second = 0x31000000;
-    MappingRange& whole = add(layout, first, 4, image::MAPPING_ANONYMOUS_SHARED, PROT_READ);
-    whole.set_shared_object(77);
-    whole.set_has_content(true);
-    MappingRange& part = add(layout, second, 2, image::MAPPING_ANONYMOUS_SHARED, PROT_READ | PROT_WRITE);
-    part.set_shared_object(77);
-    part.set_offset(2 * page);
-    std::sort(layout.mutable_mappings()->begin(), layout.mutable_mappings()->end(),
-              [](const auto& a, const auto& b) { return a.start() < b.start(); });
-    auto skeleton = build(layout);
-    ASSERT_OK(skeleton);
-    ASSERT_OK(write(*skeleton, first, pages_of('1', 2) + pages_of('2', 2)));
-    ASSERT_OK(skeleton->finish_memory());
-    EXPECT_EQ(lines_of(*skeleton), expected_lines(layout));
-    EXPECT_TRUE(read_back(skeleton->pid(), second, 2 * page) == pages_of('2', 2));
-    const auto memory = ProcessMemory::open(skeleton->pid());
-    ASSERT_OK(memory->write(RemotePtr(second), "new", 3));
-    EXPECT_EQ(read_back(skeleton->pid(), first + 2 * page, 3), "new");
 }
 
 TEST_F(SkeletonTest, WrongPageRangesAreRefused) {
@@ -184,7 +159,7 @@ TEST_F(SkeletonTest, WrongLayoutsAreRefused) {
         {"unknown protection", [](auto& l) { l.mutable_mappings(2)->set_protection(0x1000000); }},
         {"file that is not listed", [](auto& l) { l.mutable_mappings(0)->set_file(2); }},
         {"anonymous memory of a file", [](auto& l) { l.mutable_mappings(2)->set_file(1); }},
-        {"shared object without id", [](auto& l) { l.mutable_mappings(2)->set_kind(image::MAPPING_ANONYMOUS_SHARED); }},
+        {"shared object without id", [](auto& l) { l.mutable_mappings(2)->set_kind(image::MAPPING_OBJECT_SHARED); }},
         {"offset that overflows", [](auto& l) { l.mutable_mappings(0)->set_offset(~0ull - 4095); }},
         {"no vDSO", [](auto& l) { l.mutable_mappings()->RemoveLast(); }},
         {"no task", [](auto& l) { l.clear_tids(); }},

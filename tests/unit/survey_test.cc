@@ -151,12 +151,6 @@ int attach_old_shared_memory() {
     return error;
 }
 
-int map_memfd(int flags) {
-    const int fd = ::memfd_create("held", 0);
-    if (fd < 0 || ::ftruncate(fd, page) != 0) return errno;
-    return mapped(::mmap(nullptr, page, PROT_READ, flags, fd, 0));
-}
-
 int map_file_and(int (*act)(const char*)) {
     char name[] = "file-XXXXXX";
     const int fd = ::mkstemp(name);
@@ -208,8 +202,6 @@ constexpr int map_droppable = 8;    // Linux 6.11
 std::vector<Case> memory_cases() {
     return {
         {"sysv", [](Told&) { return attach_old_shared_memory(); }, "SysV shared memory"},
-        {"memfd", [](Told&) { return map_memfd(MAP_SHARED); }, "is a memfd"},
-        {"private-memfd", [](Told&) { return map_memfd(MAP_PRIVATE); }, "is a memfd"},
         {"deleted", [](Told&) { return map_file_and([](const char* name) { return done(::unlink(name)); }); }, "deleted file"},
         {"linked", [](Told&) { return map_file_and(rename_by_link); }, "deleted file"},
         {"userfaultfd", fault_handler, "userfaultfd"},

@@ -1,0 +1,102 @@
+#include "source-agent/collect/object_pages.h"
+
+#include <fmt/format.h>
+#include <openssl/evp.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <vector>
+
+namespace godwit {
+namespace {
+
+constexpr uint64_t page_size = 4096;
+
+class Hasher {
+  public:
+    Hasher() : context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {}
+
+    Result<void> hash(const std::byte* page, std::array<uint64_t, 2>& out) {
+        unsigned char digest[EVP_MAX_MD_SIZE];
+        // The same algorithm again: nothing is looked up or allocated after the first page.
+        const EVP_MD* algorithm = begun_ ? nullptr : EVP_sha256();
+        if (!context_ || EVP_DigestInit_ex(context_.get(), algorithm, nullptr) != 1 ||
+            EVP_DigestUpdate(context_.get(), page, page_size) != 1 ||
+            EVP_DigestFinal_ex(context_.get(), digest, nullptr) != 1)
+            return fail("libcrypto cannot compute SHA-256");
+        begun_ = true;
+        std::memcpy(out.data(), digest, sizeof out);
+        return {};
+    }
+
+  private:
+    std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> context_;
+    bool begun_ = false;
+};
+
+}  // namespace
+
+ObjectPages::ObjectPages(int fd, std::string name) : fd_(fd), name_(std::move(name)) {}
+
+Result<void> ObjectPages::read(std::span<const ByteRange> ranges, std::byte* to) const {
+    Hasher hasher;
+    for (const ByteRange& range : ranges) {
+        TRY(read_range(range, to));
+        if (remembers_)
+            for (uint64_t at = range.start; at < range.end; at += page_size)
+                TRY(hasher.hash(to + (at - range.start), block_of(at)[at / page_size % block_pages]));
+        to += range.end - range.start;
+    }
+    return {};
+}
+
+Result<void> ObjectPages::read_range(ByteRange range, std::byte* to) const {
+    for (uint64_t at = range.start; at < range.end;) {
+        const ssize_t got = ::pread64(fd_, to, range.end - at, static_cast<off64_t>(at));
+        if (got < 0 && errno == EINTR) continue;
+        if (got == 0 && at % page_size != 0 && range.end - at < page_size) {
+            std::memset(to, 0, range.end - at);
+            return {};
+        }
+        if (got <= 0)
+            return fail_errno(got == 0 ? EFAULT : errno,
+                              fmt::format("cannot read {} bytes at offset {:#x} of {}", range.end - at, at, name_));
+        at += static_cast<uint64_t>(got);
+        to += got;
+    }
+    return {};
+}
+
+ObjectPages::Block& ObjectPages::block_of(uint64_t offset) const {
+    const std::lock_guard lock(lock_);
+    auto& block = blocks_[offset / page_size / block_pages];
+    if (!block) block = std::make_unique<Block>();
+    return *block;
+}
+
+Result<Ranges> ObjectPages::differing(const Ranges& among) const {
+    constexpr uint64_t piece_size = 64 * page_size;
+    std::vector<std::byte> buffer(piece_size);
+    Hasher hasher;
+    Ranges out;
+    for (const ByteRange& range : among) {
+        for (uint64_t at = range.start; at < range.end; at += piece_size) {
+            const ByteRange piece{at, std::min(range.end, at + piece_size)};
+            const auto got = read_range(piece, buffer.data());
+            // It was truncated meanwhile; the next look shows it.
+            if (!got && got.error().error == EFAULT) {
+                append(out, piece);
+                continue;
+            }
+            TRY(got);
+            for (uint64_t page = piece.start; page < piece.end; page += page_size) {
+                Hash now{};
+                TRY(hasher.hash(buffer.data() + (page - piece.start), now));
+                if (now != block_of(page)[page / page_size % block_pages]) append(out, {page, page + page_size});
+            }
+        }
+    }
+    return out;
+}
+
+}  // namespace godwit
