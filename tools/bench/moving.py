@@ -187,3 +187,11 @@ def agents(bench):
     for column, name in enumerate(header[1:], 1):
         grown = (rows[-1][column] - rows[0][column]) / (sizes[-1] - sizes[0]) * 1024
         bench.findings.say(f"{name}: {grown:.2f} MiB more for each GiB moved")
+    threads = 1000 if bench.quick else 3000
+    with Lab(bench.mode) as lab:
+        victim = lab.victim(memory_mib=16, threads=threads)
+        run = lab.migrate(victim, options=["--downtime-limit", 20000] if bench.mode == "pre-copy" else [])
+        victim.finish()
+    more = [(peak - least) / 1024 for peak, least in zip((run.source.peak_kb, run.destination.peak_kb), (raw[sizes[0]][0]["source"], raw[sizes[0]][0]["destination"]))]
+    bench.findings.say(f"with {threads} threads the source holds {more[0]:.1f} MiB more, the destination {more[1]:.1f} MiB: {1024 * more[0] / threads:.1f} and "
+                       f"{1024 * more[1] / threads:.1f} KiB for each")
