@@ -105,6 +105,7 @@ struct SharedObjects::Object {
     Ranges have;               // content that was found, sent or pending
     Ranges pending;            // to be sent
     Ranges dropped;            // to be told
+    Ranges zeros;              // known to be zero at both ends, though there are pages
     bool sent = false;         // once: the destination's pages are zeros before
     int64_t changed_ns = 0;    // ctime as of the last look
     int64_t looked_ns = 0;     // 0: never
@@ -158,6 +159,12 @@ Result<void> SharedObjects::Object::look_at_content(bool moved) {
         if (!pages->remembers()) written = data;
         pages->remember();
         written = unite(written, TRY(pages->differing(subtract(subtract(data, written), pending))));
+    }
+    zeros = subtract(subtract(zeros, gone), written);
+    if (moved && sent && !held && !was_held) {
+        const Ranges found = TRY(pages->zeros_among(subtract(subtract(subtract(data, written), pending), zeros)));
+        zeros = unite(zeros, found);
+        written = unite(written, found);
     }
     was_held = held;
     pending = unite(pending, written);

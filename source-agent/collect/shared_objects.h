@@ -8,6 +8,8 @@
 //   - content that comes or goes with no page table (write(2), fallocate(2), ftruncate(2), MADV_REMOVE): the object
 //   itself is asked
 //     (SEEK_DATA, some 8 ms for each GiB), whenever its ctime moved;
+//   - pages that MADV_REMOVE took and a read brought back, as zeros: where the ctime moved and nobody holds a descriptor
+//     (ObjectPages::zeros_among());
 //   - bytes that write(2) changed in pages that are there already: where the tree holds a descriptor of it, whenever
 //   the ctime
 //     moved all content is compared with what was sent (object_pages.h; some 0.7 s for each GiB).

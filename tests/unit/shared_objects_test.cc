@@ -133,6 +133,32 @@ TEST_F(SharedObjectsTest, MappingsAndDescriptorsOfOneMemfdAreOneObject) {
     EXPECT_EQ(sent(id), all(8));
 }
 
+TEST_F(SharedObjectsTest, WhatWasRemovedAndReadAgainIsToldAsZero) {
+    const uint64_t at = victim_.map(8 * page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS);
+    victim_.write(at, all(8));
+    start_rounds();
+    round();
+    ASSERT_EQ(jobs_.size(), 1u);
+    const uint64_t id = jobs_[0].object;
+    EXPECT_EQ(sent(id), all(8));
+    let_stamps_age();
+    round();
+    victim_.call(SYS_madvise, at + 2 * page, 2 * page, MADV_REMOVE);
+    EXPECT_EQ(victim_.read(at + 2 * page), 0u);  // there again, and to the page tables as before
+    round();
+    EXPECT_EQ(there_[id][2], 0);
+    EXPECT_TRUE(sent(id).contains(2));
+    const auto& dropped = layout_.objects(0).dropped();
+    ASSERT_EQ(dropped.size(), 1);
+    EXPECT_EQ(dropped[0].start(), 3 * page);
+    // Known from now on.
+    round();
+    EXPECT_FALSE(sent(id).contains(2));
+    victim_.write(at, {2});
+    round();
+    EXPECT_EQ(there_[id][2], 1);
+}
+
 TEST_F(SharedObjectsTest, PagesOfAnonymousMemoryThatAreNotMappedAnyMoreAreTold) {
     const uint64_t at = victim_.map(8 * page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS);
     victim_.write(at, all(8));
