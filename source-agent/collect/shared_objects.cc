@@ -12,6 +12,7 @@
 
 #include "common/base/file.h"
 #include "common/base/text.h"
+#include "common/image/layout_changes.h"
 #include "common/kernel/proc.h"
 
 namespace godwit {
@@ -263,23 +264,30 @@ Result<void> SharedObjects::find(pid_t pid, image::Layout& layout) {
     return find_held(pid);
 }
 
-void SharedObjects::changed(const image::Layout& layout, const MemoryChanges& changes) {
-    for (const image::MappingRange& mapping : layout.mappings()) {
-        if (mapping.kind() != image::MAPPING_OBJECT_SHARED) continue;
-        const auto known = objects_.find(mapping.shared_object());
-        if (known == objects_.end()) continue;
-        Ranges offsets = clip(changes.written, mapping.start(), mapping.end());
-        for (ByteRange& range : offsets) {
-            range.start += mapping.offset() - mapping.start();
-            range.end += mapping.offset() - mapping.start();
-        }
-        if (!offsets.empty()) known->second->touched = unite(known->second->touched, offsets);
+void SharedObjects::touch(const image::MappingRange& mapping, Ranges addresses) {
+    const auto known = objects_.find(mapping.shared_object());
+    if (known == objects_.end() || addresses.empty()) return;
+    for (ByteRange& range : addresses) {
+        range.start += mapping.offset() - mapping.start();
+        range.end += mapping.offset() - mapping.start();
     }
+    known->second->touched = unite(known->second->touched, addresses);
+}
+
+void SharedObjects::changed(const image::Layout& before, const image::Layout& layout, const MemoryChanges& changes) {
+    for (const image::MappingRange& mapping : layout.mappings())
+        if (mapping.kind() == image::MAPPING_OBJECT_SHARED) touch(mapping, clip(changes.written, mapping.start(), mapping.end()));
+    const LayoutChanges gone = compare(before, layout);
+    Ranges unmapped;
+    for (const auto& span : gone.unmap) append(unmapped, {span.start, span.end});
+    for (const image::MappingRange& mapping : before.mappings())
+        if (mapping.kind() == image::MAPPING_OBJECT_SHARED) touch(mapping, clip(unmapped, mapping.start(), mapping.end()));
 }
 
 Result<void> SharedObjects::end_look() {
-    std::erase_if(objects_, [](const auto& entry) { return !entry.second->seen; });
-    for (auto& [id, object] : objects_) TRY(object->look());
+    // What is gone stays known until the destination is told: it has it, and its content, till then.
+    for (auto& [id, object] : objects_)
+        if (object->seen) TRY(object->look());
     return {};
 }
 
@@ -291,6 +299,7 @@ uint64_t SharedObjects::pending_bytes() const {
 }
 
 uint64_t SharedObjects::tell(image::Layout& layout) {
+    std::erase_if(objects_, [](const auto& entry) { return !entry.second->seen; });
     uint64_t dropped = 0;
     for (auto& [id, object] : objects_) {
         image::SharedObject& told = *layout.add_objects();

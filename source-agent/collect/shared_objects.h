@@ -60,8 +60,9 @@ class SharedObjects {
     // All objects that the process maps or holds. Mappings of one that is gone when it is looked at leave `layout`,
     // unless that is the last: then it is a Problem.
     Result<void> find(pid_t pid, image::Layout& layout);
-    // What its tracker told. Without a tracker there is one look, to which everything is new.
-    void changed(const image::Layout& layout, const MemoryChanges& changes);
+    // What its tracker told. Without a tracker there is one look, to which everything is new. What `before` mapped and
+    // `layout` does not may have been written before it went.
+    void changed(const image::Layout& before, const image::Layout& layout, const MemoryChanges& changes);
     Result<void> end_look();
 
     uint64_t pending_bytes() const;  // found and not sent yet
@@ -75,6 +76,7 @@ class SharedObjects {
 
   private:
     struct Object;
+    void touch(const image::MappingRange& mapping, Ranges addresses);
     Result<Object*> add(UniqueFd fd, uint64_t id);
     Result<void> find_mapped(pid_t pid, const image::MappingRange& mapping);
     Result<void> find_held(pid_t pid);

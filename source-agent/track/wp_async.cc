@@ -121,13 +121,30 @@ Result<WpAsyncTracker::Scan> WpAsyncTracker::scan(const Vma& vma, const Ranges& 
         at = blocks.end;
     }
     if (!TRY(scan_part(vma, {at, vma.end}, out))) return scan_new(vma, before);
-    const Ranges left = vma.shared ? subtract(before, out.content) : Ranges{};
-    if (left.empty()) return out;
-    // What left the page tables may still be in the object; only tmpfs can tell that it is not.
-    const UniqueFd object = TRY(open_object(vma));
-    const bool tells = object && is_on_tmpfs(object.get());
-    out.content = unite(out.content, tells ? TRY(data_in(object.get(), vma, left)) : left);
+    if (vma.shared) TRY(add_unmapped(vma, before, out));
     return out;
+}
+
+// What left the page tables may still be in the object; only tmpfs can tell that it is not. If it was protected it left a mark;
+// without one it was written first (MADV_DONTNEED, reclaim).
+Result<void> WpAsyncTracker::add_unmapped(const Vma& vma, const Ranges& before, Scan& out) const {
+    const Ranges left = subtract(before, out.content);
+    if (left.empty()) return {};
+    const UniqueFd object = TRY(open_object(vma));
+    if (!object || !is_on_tmpfs(object.get())) {
+        out.content = unite(out.content, left);
+        return {};
+    }
+    const Ranges data = TRY(data_in(object.get(), vma, left));
+    const Ranges written = subtract(data, out.marked);
+    out.content = unite(out.content, data);
+    out.written = unite(out.written, written);
+    return protect(written);
+}
+
+Result<void> WpAsyncTracker::protect(const Ranges& ranges) const {
+    for (const ByteRange& range : ranges) TRY(userfaultfd_->protect(range.start, range.end));
+    return {};
 }
 
 Result<bool> WpAsyncTracker::scan_part(const Vma& vma, ByteRange part, Scan& out) const {
@@ -137,7 +154,10 @@ Result<bool> WpAsyncTracker::scan_part(const Vma& vma, ByteRange part, Scan& out
     for (const PageRegion& region : *regions) {
         const Ranges content = TRY(content_of(region, vma.shared));
         append(out.content, content);
-        if ((region.categories & page_is_written) != 0) append(out.written, content);
+        if (vma.shared) append(out.marked, {region.start, region.end});
+        if ((region.categories & page_is_written) == 0) continue;
+        // On its way from one page frame to another it is not present either.
+        append(out.written, vma.shared ? Ranges{{region.start, region.end}} : content);
     }
     return true;
 }
@@ -173,7 +193,7 @@ Result<WpAsyncTracker::Scan> WpAsyncTracker::scan_new(const Vma& vma, const Rang
     if (registered == Userfaultfd::Registered::never_write) {
         // Where the list is older than the mappings, part of it may be registered, and what the scan took of that is lost.
         const bool in_part = TRY(pagemap_.take_written(vma.start, vma.start + page_size, false)).has_value();
-        return in_part ? scan_populated(vma) : Scan{before, {}};
+        return in_part ? scan_populated(vma) : Scan{before, {}, {}};
     }
     UniqueFd object;
     if (vma.shared) {
@@ -191,9 +211,14 @@ Result<WpAsyncTracker::Scan> WpAsyncTracker::scan_new(const Vma& vma, const Rang
         // registered, and there they became writable.
         if ((region.categories & page_is_written) == 0) TRY(userfaultfd_->protect(region.start, region.end));
         append(out.content, TRY(content_of(region, vma.shared)));
+        append(out.marked, {region.start, region.end});
     }
     const bool on_tmpfs = object && is_on_tmpfs(object.get());
-    if (on_tmpfs) out.content = unite(out.content, TRY(data_in(object.get(), vma, {{vma.start, vma.end}})));
+    if (on_tmpfs) {
+        const Ranges data = TRY(data_in(object.get(), vma, {{vma.start, vma.end}}));
+        out.content = unite(out.content, data);
+        TRY(protect(subtract(data, out.marked)));
+    }
     out.written = out.content;
     if (vma.shared && !on_tmpfs) out.content = unite(out.content, before);
     return out;
