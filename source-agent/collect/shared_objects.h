@@ -5,20 +5,19 @@
 //   round: tell() with the first layout → jobs() → sent()
 //
 // What was written is what the trackers of all mapping processes say, and what they cannot see:
-//   - content that comes or goes with no page table (write(2), fallocate(2), ftruncate(2), MADV_REMOVE): the object
-//   itself is asked
-//     (SEEK_DATA, some 8 ms for each GiB), whenever its ctime moved;
-//   - pages that MADV_REMOVE took and a read brought back, as zeros: where the ctime moved and nobody holds a descriptor
+//   - content that comes or goes with no page table (write(2), fallocate(2), ftruncate(2), MADV_REMOVE): whenever the
+//     ctime moved, the object itself is asked (SEEK_DATA, some 8 ms for each GiB);
+//   - pages that MADV_REMOVE took and a read brought back, as zeros: where the ctime moved and nobody can write(2) it
 //     (ObjectPages::zeros_among());
-//   - bytes that write(2) changed in pages that are there already: where the tree holds a descriptor of it, whenever
-//   the ctime
-//     moved all content is compared with what was sent (object_pages.h; some 0.7 s for each GiB).
+//   - bytes that write(2) changed in pages that are there already: where the tree holds a descriptor of it, or it has a
+//     name, all content is compared with what was sent whenever the ctime moved (object_pages.h; some 0.9 s for each GiB).
 // The kernel stamps times by ticks: a stamp from the last moments before a look counts as moved. It moves too when a
 // page is written through a mapping, so that a memfd that is mapped, written and held open is compared in every round;
 // one whose descriptor was closed, and anonymous memory, never.
 //
 // The descriptors are open for reading only and change nothing of the program's: seals, positions and access times
-// stay. What happens if we die: they are closed. Threads: one at a time; the pages are read by others (PageSource).
+// stay. What happens if we die: they are closed.
+// Threads: one at a time; the pages are read by others (PageSource).
 #pragma once
 
 #include <cstdint>

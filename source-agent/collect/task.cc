@@ -88,6 +88,27 @@ Result<void> check_with_ptrace(const Tracee& task) {
 }
 
 // What only the task itself can tell.
+// An io_uring that has neither descriptor nor mapping: registered with the task by its number (Linux 5.18; without ever having had
+// a descriptor since 6.5). To enter it with nothing to do has no effect.
+constexpr unsigned most_registered_rings = 16;
+Batch::Call enter_ring(Batch& batch, unsigned number) {
+    constexpr unsigned by_registered_number = 1u << 4;  // IORING_ENTER_REGISTERED_RING
+    return batch.call_may_fail(SYS_io_uring_enter, number, 0, 0, by_registered_number, 0, 0);
+}
+
+// `first`: what entering ring 0 gave. EINVAL: the task has never used io_uring, or the kernel does not know the flag.
+Result<void> check_rings(Subject& subject, Tracee& task, int64_t first) {
+    if (first == -EINVAL || first == -ENOSYS || first == -EPERM) return {};
+    bool found = first != -EBADF;
+    Batch batch;
+    for (unsigned number = 1; number < most_registered_rings; ++number) enter_ring(batch, number);
+    if (!found) TRY(run_in_task(subject, task, batch));
+    for (unsigned i = 0; !found && i < batch.size(); ++i) found = batch.result_of(i) != -EBADF;
+    if (!found) return {};
+    return unsupported(fmt::format("tid {} of pid {} has a registered io_uring instance", task.tid(), subject.process->pid),
+                       "this kind is not carried yet: have the program close it");
+}
+
 Result<void> collect_from_inside(Subject& subject, Tracee& task, image::Task& out, image::Credentials& credentials) {
     Batch batch;
     const auto stack = batch.out(sizeof(stack_t));
@@ -99,7 +120,9 @@ Result<void> collect_from_inside(Subject& subject, Tracee& task, image::Task& ou
     batch.call(SYS_prctl, PR_GET_PDEATHSIG, death_signal);
     const auto securebits = batch.call(SYS_prctl, PR_GET_SECUREBITS);
     batch.call(SYS_prctl, PR_GET_TSC, time_stamp);
+    const auto ring = enter_ring(batch, 0);
     TRY(run_in_task(subject, task, batch));
+    TRY(check_rings(subject, task, batch.result_of(ring)));
     const auto alternate = batch.read<stack_t>(stack);
     out.set_alternate_stack(reinterpret_cast<uint64_t>(alternate.ss_sp));
     out.set_alternate_stack_size(alternate.ss_size);

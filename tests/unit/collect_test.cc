@@ -458,6 +458,16 @@ TEST_P(InsideRefusal, IsNamed) {
 
 int outcome(long result) { return result < 0 ? errno : 0; }
 
+// Neither a descriptor nor a mapping of the kernel's shows it.
+int register_ring() {
+    uint32_t parameters[30] = {0, 0, 1u << 14 | 1u << 15};  // IORING_SETUP_NO_MMAP, IORING_SETUP_REGISTERED_FD_ONLY: Linux 6.5
+    for (const size_t user_addr : {18, 28}) {
+        const void* ring = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+        std::memcpy(&parameters[user_addr], &ring, sizeof ring);
+    }
+    return outcome(::syscall(SYS_io_uring_setup, 1, parameters));
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Collect, InsideRefusal,
     testing::Values(Inside{"tsc", [](Told&) { return outcome(::prctl(PR_SET_TSC, PR_TSC_SIGSEGV)); }, "RDTSC"},
@@ -465,6 +475,7 @@ INSTANTIATE_TEST_SUITE_P(
                            [](Told&) { return outcome(::syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0)); },
                            "membarrier"},
                     Inside{"merge", [](Told&) { return outcome(::prctl(67, 1, 0, 0, 0)); }, "merges all its memory"},
+                    Inside{"ring", [](Told&) { return register_ring(); }, "registered io_uring"},
                     Inside{"locks", [](Told&) { return outcome(static_cast<int>(::syscall(SYS_mlockall, MCL_FUTURE))); }, "MCL_FUTURE"},
                     Inside{"errors", [](Told&) { return outcome(::prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0)); }, "memory errors"},
                     Inside{"child",
