@@ -52,8 +52,10 @@ Result<Ranges> data_in(int fd, const Vma& vma, const Ranges& among) {
             if (data < 0 && errno == ENXIO) break;
             const off_t hole = data < 0 ? -1 : ::lseek(fd, data, SEEK_HOLE);
             if (hole < 0) return fail_errno(fmt::format("cannot find the content of inode {}, mapped at {:x}", vma.inode, vma.start));
-            append(out, {static_cast<uint64_t>(data) - to_offset, std::min<uint64_t>(end, static_cast<uint64_t>(hole)) - to_offset});
-            at = static_cast<uint64_t>(hole);
+            // The object may end within a page.
+            const uint64_t data_end = (static_cast<uint64_t>(hole) + page_size - 1) / page_size * page_size;
+            append(out, {static_cast<uint64_t>(data) / page_size * page_size - to_offset, std::min(end, data_end) - to_offset});
+            at = data_end;
         }
     }
     return out;
@@ -121,13 +123,28 @@ Result<WpAsyncTracker::Scan> WpAsyncTracker::scan(const Vma& vma, const Ranges& 
         at = blocks.end;
     }
     if (!TRY(scan_part(vma, {at, vma.end}, out))) return scan_new(vma, before);
-    const Ranges left = vma.shared ? subtract(before, out.content) : Ranges{};
-    if (left.empty()) return out;
-    // What left the page tables may still be in the object; only tmpfs can tell that it is not.
+    if (vma.shared) TRY(add_unmapped(vma, subtract(before, out.content), out));
+    return out;
+}
+
+// What left the page tables may still be in the object; only tmpfs can tell that it is not. A page that was protected leaves
+// a marker; one that had been written takes its mark along (MADV_DONTNEED, reclaim), and so counts as written. It is protected
+// before it is read, so that nothing that is written from now on is missed.
+Result<void> WpAsyncTracker::add_unmapped(const Vma& vma, const Ranges& left, Scan& out) const {
+    if (left.empty()) return {};
     const UniqueFd object = TRY(open_object(vma));
     const bool tells = object && is_on_tmpfs(object.get());
-    out.content = unite(out.content, tells ? TRY(data_in(object.get(), vma, left)) : left);
-    return out;
+    const Ranges there = tells ? TRY(data_in(object.get(), vma, left)) : left;
+    const Ranges lost = tells ? subtract(there, out.marked) : Ranges{};
+    TRY(protect(lost));
+    out.content = unite(out.content, there);
+    out.written = unite(out.written, lost);
+    return {};
+}
+
+Result<void> WpAsyncTracker::protect(const Ranges& ranges) const {
+    for (const ByteRange& range : ranges) TRY(userfaultfd_->protect(range.start, range.end));
+    return {};
 }
 
 Result<bool> WpAsyncTracker::scan_part(const Vma& vma, ByteRange part, Scan& out) const {
@@ -137,7 +154,9 @@ Result<bool> WpAsyncTracker::scan_part(const Vma& vma, ByteRange part, Scan& out
     for (const PageRegion& region : *regions) {
         const Ranges content = TRY(content_of(region, vma.shared));
         append(out.content, content);
-        if ((region.categories & page_is_written) != 0) append(out.written, content);
+        const bool written = (region.categories & page_is_written) != 0;
+        if (written) append(out.written, content);
+        if (vma.shared && !written && (region.categories & page_is_present) == 0) append(out.marked, {region.start, region.end});
     }
     return true;
 }
@@ -173,7 +192,7 @@ Result<WpAsyncTracker::Scan> WpAsyncTracker::scan_new(const Vma& vma, const Rang
     if (registered == Userfaultfd::Registered::never_write) {
         // Where the list is older than the mappings, part of it may be registered, and what the scan took of that is lost.
         const bool in_part = TRY(pagemap_.take_written(vma.start, vma.start + page_size, false)).has_value();
-        return in_part ? scan_populated(vma) : Scan{before, {}};
+        return in_part ? scan_populated(vma) : Scan{before, {}, {}};
     }
     UniqueFd object;
     if (vma.shared) {
@@ -193,7 +212,11 @@ Result<WpAsyncTracker::Scan> WpAsyncTracker::scan_new(const Vma& vma, const Rang
         append(out.content, TRY(content_of(region, vma.shared)));
     }
     const bool on_tmpfs = object && is_on_tmpfs(object.get());
-    if (on_tmpfs) out.content = unite(out.content, TRY(data_in(object.get(), vma, {{vma.start, vma.end}})));
+    if (on_tmpfs) {
+        const Ranges data = TRY(data_in(object.get(), vma, {{vma.start, vma.end}}));
+        TRY(protect(subtract(data, out.content)));
+        out.content = unite(out.content, data);
+    }
     out.written = out.content;
     if (vma.shared && !on_tmpfs) out.content = unite(out.content, before);
     return out;

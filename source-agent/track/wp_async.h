@@ -27,11 +27,14 @@ class WpAsyncTracker final : public DirtyTracker {
     struct Scan {
         Ranges content;
         Ranges written;
+        Ranges marked;  // in a shared mapping: no page, but protected
     };
     Result<Scan> scan(const Vma& vma, const Ranges& before) const;
     // Parts of a mapping; false if it is not registered.
     Result<bool> scan_part(const Vma& vma, ByteRange part, Scan& out) const;
     Result<bool> scan_full_blocks(ByteRange blocks, Scan& out) const;
+    Result<void> add_unmapped(const Vma& vma, const Ranges& left, Scan& out) const;
+    Result<void> protect(const Ranges& ranges) const;
     Result<Scan> scan_new(const Vma& vma, const Ranges& before) const;
     Result<Scan> scan_populated(const Vma& vma) const;
     Result<Ranges> without_page_table(ByteRange blocks) const;
