@@ -199,6 +199,7 @@ Result<void> MemoryRounds::send_layouts(bool last) {
         if (member == members_.front()) round_.dropped_pages += objects_.tell(message) / page_size;
         round_.dropped_pages += bytes_in(member->dropped) / page_size;
         TRY(control_.send(FrameType::layout, message));
+        member->reader.told(message);
         member->told = true;
         member->told_mappings = std::move(mappings);
         member->dropped.clear();
