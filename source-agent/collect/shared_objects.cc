@@ -271,20 +271,24 @@ void SharedObjects::changed(const image::Layout& layout, const MemoryChanges& ch
 }
 
 Result<void> SharedObjects::end_look() {
-    std::erase_if(objects_, [](const auto& entry) { return !entry.second->seen; });
-    for (auto& [id, object] : objects_) TRY(object->look());
+    for (auto& [id, object] : objects_)
+        if (object->seen) TRY(object->look());
     return {};
 }
 
 uint64_t SharedObjects::pending_bytes() const {
     uint64_t sum = 0;
-    for (const auto& [id, object] : objects_)
+    for (const auto& [id, object] : objects_) {
+        if (!object->seen) continue;
         for (const ByteRange& range : object->pending) sum += range.end - range.start;
+    }
     return sum;
 }
 
 uint64_t SharedObjects::tell(image::Layout& layout) {
     uint64_t dropped = 0;
+    // The destination lets go of what is not named. Not before: what comes back until then is still there, with its content.
+    std::erase_if(objects_, [](const auto& entry) { return !entry.second->seen; });
     for (auto& [id, object] : objects_) {
         image::SharedObject& told = *layout.add_objects();
         told = object->told;
