@@ -142,7 +142,7 @@ Result<void> MemoryRounds::scan(Member& member, image::Layout layout) {
         TRY(member.tracker->refresh(member.reader.mappings()));
         for (const ByteRange& range : fresh) member.tracker->forget(range.start, range.end);
         changes = TRY(member.tracker->collect());
-        objects_.changed(layout, changes);
+        objects_.changed(member.scanned, layout, changes);
     } else {
         changes.written = TRY(content_ranges(member.reader.pid(), layout));
     }

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 #include <openssl/evp.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -94,6 +96,29 @@ Result<Ranges> ObjectPages::differing(const Ranges& among) const {
                 TRY(hasher.hash(buffer.data() + (page - piece.start), now));
                 if (now != block_of(page)[page / page_size % block_pages]) append(out, {page, page + page_size});
             }
+        }
+    }
+    return out;
+}
+
+Result<Ranges> ObjectPages::zeros_among(const Ranges& among) {
+    Ranges out;
+    if (among.empty()) return out;
+    if (mapped_.size() < among.back().end) {
+        struct stat info {};
+        if (::fstat(fd_, &info) != 0) return fail_errno("cannot look at " + name_);
+        const auto size = static_cast<uint64_t>(info.st_size) / page_size * page_size;
+        if (size < among.back().end) return fail(name_ + " has shrunk while it was looked at");
+        void* start = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd_, 0);
+        if (start == MAP_FAILED) return fail_errno("cannot map " + name_);
+        mapped_ = Mapping(start, size);
+    }
+    const auto* bytes = static_cast<const std::byte*>(mapped_.data());
+    for (const ByteRange& range : among) {
+        for (uint64_t at = range.start; at < range.end; at += page_size) {
+            uint64_t first;
+            std::memcpy(&first, bytes + at, sizeof first);
+            if (first == 0 && std::memcmp(bytes + at, bytes + at + sizeof first, page_size - sizeof first) == 0) append(out, {at, at + page_size});
         }
     }
     return out;

@@ -16,6 +16,8 @@
 #include <mutex>
 #include <string>
 
+#include "common/base/unique_fd.h"
+
 #include "source-agent/page_streams.h"
 #include "source-agent/track/ranges.h"
 
@@ -36,6 +38,11 @@ class ObjectPages final : public PageSource {
     // Pages of `among` whose content is not what read() gave out last, or was not read since remember(), or is gone.
     Result<Ranges> differing(const Ranges& among) const;
 
+    // Pages of `among` that are zero. What madvise(MADV_REMOVE) took and a read brought back looks like any page that nobody has
+    // written: only its content tells. One word of each page is looked at, some 25 ms for each GiB. Not for objects that may
+    // shrink meanwhile (one that the tree holds a descriptor of): the look would be our end.
+    Result<Ranges> zeros_among(const Ranges& among);
+
   private:
     using Hash = std::array<uint64_t, 2>;
     static constexpr size_t block_pages = 512;
@@ -46,6 +53,7 @@ class ObjectPages final : public PageSource {
 
     const int fd_;
     const std::string name_;
+    Mapping mapped_;  // kept, once it was needed: its page tables cost more than the look
     std::atomic<bool> remembers_ = false;
     mutable std::mutex lock_;  // of the map; the hashes of a page are its reader's
     mutable std::map<uint64_t, std::unique_ptr<Block>> blocks_;

@@ -12,6 +12,7 @@
 
 #include "common/base/file.h"
 #include "common/base/text.h"
+#include "common/image/layout_changes.h"
 #include "common/kernel/proc.h"
 
 namespace godwit {
@@ -105,6 +106,7 @@ struct SharedObjects::Object {
     Ranges have;               // content that was found, sent or pending
     Ranges pending;            // to be sent
     Ranges dropped;            // to be told
+    Ranges zeros;              // known to be zero at both ends, though there are pages
     bool sent = false;         // once: the destination's pages are zeros before
     int64_t changed_ns = 0;    // ctime as of the last look
     int64_t looked_ns = 0;     // 0: never
@@ -158,6 +160,12 @@ Result<void> SharedObjects::Object::look_at_content(bool moved) {
         if (!pages->remembers()) written = data;
         pages->remember();
         written = unite(written, TRY(pages->differing(subtract(subtract(data, written), pending))));
+    }
+    zeros = subtract(subtract(zeros, gone), written);
+    if (moved && sent && !held && !was_held) {
+        const Ranges found = TRY(pages->zeros_among(subtract(subtract(subtract(data, written), pending), zeros)));
+        zeros = unite(zeros, found);
+        written = unite(written, found);
     }
     was_held = held;
     pending = unite(pending, written);
@@ -256,21 +264,28 @@ Result<void> SharedObjects::find(pid_t pid, image::Layout& layout) {
     return find_held(pid);
 }
 
-void SharedObjects::changed(const image::Layout& layout, const MemoryChanges& changes) {
-    for (const image::MappingRange& mapping : layout.mappings()) {
-        if (mapping.kind() != image::MAPPING_OBJECT_SHARED) continue;
-        const auto known = objects_.find(mapping.shared_object());
-        if (known == objects_.end()) continue;
-        Ranges offsets = clip(changes.written, mapping.start(), mapping.end());
-        for (ByteRange& range : offsets) {
-            range.start += mapping.offset() - mapping.start();
-            range.end += mapping.offset() - mapping.start();
-        }
-        if (!offsets.empty()) known->second->touched = unite(known->second->touched, offsets);
+void SharedObjects::touch(const image::MappingRange& mapping, Ranges addresses) {
+    const auto known = objects_.find(mapping.shared_object());
+    if (known == objects_.end() || addresses.empty()) return;
+    for (ByteRange& range : addresses) {
+        range.start += mapping.offset() - mapping.start();
+        range.end += mapping.offset() - mapping.start();
     }
+    known->second->touched = unite(known->second->touched, addresses);
+}
+
+void SharedObjects::changed(const image::Layout& before, const image::Layout& layout, const MemoryChanges& changes) {
+    for (const image::MappingRange& mapping : layout.mappings())
+        if (mapping.kind() == image::MAPPING_OBJECT_SHARED) touch(mapping, clip(changes.written, mapping.start(), mapping.end()));
+    const LayoutChanges gone = compare(before, layout);
+    Ranges unmapped;
+    for (const auto& span : gone.unmap) append(unmapped, {span.start, span.end});
+    for (const image::MappingRange& mapping : before.mappings())
+        if (mapping.kind() == image::MAPPING_OBJECT_SHARED) touch(mapping, clip(unmapped, mapping.start(), mapping.end()));
 }
 
 Result<void> SharedObjects::end_look() {
+    // What is gone stays known until the destination is told: it has it, and its content, till then.
     for (auto& [id, object] : objects_)
         if (object->seen) TRY(object->look());
     return {};
@@ -278,17 +293,14 @@ Result<void> SharedObjects::end_look() {
 
 uint64_t SharedObjects::pending_bytes() const {
     uint64_t sum = 0;
-    for (const auto& [id, object] : objects_) {
-        if (!object->seen) continue;
+    for (const auto& [id, object] : objects_)
         for (const ByteRange& range : object->pending) sum += range.end - range.start;
-    }
     return sum;
 }
 
 uint64_t SharedObjects::tell(image::Layout& layout) {
-    uint64_t dropped = 0;
-    // The destination lets go of what is not named. Not before: what comes back until then is still there, with its content.
     std::erase_if(objects_, [](const auto& entry) { return !entry.second->seen; });
+    uint64_t dropped = 0;
     for (auto& [id, object] : objects_) {
         image::SharedObject& told = *layout.add_objects();
         told = object->told;

@@ -8,6 +8,8 @@
 //   - content that comes or goes with no page table (write(2), fallocate(2), ftruncate(2), MADV_REMOVE): the object
 //   itself is asked
 //     (SEEK_DATA, some 8 ms for each GiB), whenever its ctime moved;
+//   - pages that MADV_REMOVE took and a read brought back, as zeros: where the ctime moved and nobody holds a descriptor
+//     (ObjectPages::zeros_among());
 //   - bytes that write(2) changed in pages that are there already: where the tree holds a descriptor of it, whenever
 //   the ctime
 //     moved all content is compared with what was sent (object_pages.h; some 0.7 s for each GiB).
@@ -58,8 +60,9 @@ class SharedObjects {
     // All objects that the process maps or holds. Mappings of one that is gone when it is looked at leave `layout`,
     // unless that is the last: then it is a Problem.
     Result<void> find(pid_t pid, image::Layout& layout);
-    // What its tracker told. Without a tracker there is one look, to which everything is new.
-    void changed(const image::Layout& layout, const MemoryChanges& changes);
+    // What its tracker told. Without a tracker there is one look, to which everything is new. What `before` mapped and
+    // `layout` does not may have been written before it went.
+    void changed(const image::Layout& before, const image::Layout& layout, const MemoryChanges& changes);
     Result<void> end_look();
 
     uint64_t pending_bytes() const;  // found and not sent yet
@@ -73,6 +76,7 @@ class SharedObjects {
 
   private:
     struct Object;
+    void touch(const image::MappingRange& mapping, Ranges addresses);
     Result<Object*> add(UniqueFd fd, uint64_t id);
     Result<void> find_mapped(pid_t pid, const image::MappingRange& mapping);
     Result<void> find_held(pid_t pid);

@@ -37,7 +37,8 @@ namespace godwit {
 struct MemoryChanges {
     // Pages written since the last collect(). A mapping that is new to the tracker, as all are to the first collect(), is told
     // wholly: all that is populated, of a shared object on tmpfs all of its content that is mapped. A page of a shared mapping
-    // that the process touches for the first time counts as written even if it only read it.
+    // that the process touches for the first time counts as written even if it only read it; one that left the page tables
+    // after it was written is told. soft_dirty cannot tell which did: what is not in the page tables counts as written each time.
     std::vector<ByteRange> written;
     // Pages which had content and have none now (MADV_DONTNEED, MADV_REMOVE, unmapped and mapped anew): they are what a fresh
     // mapping has there, zeros or the file's page. Of shared mappings only those on tmpfs (a MADV_DONTNEED there loses

@@ -44,6 +44,8 @@ void add_soft_dirty(uint64_t start, std::span<const uint64_t> entries, bool skip
         const ByteRange page{at, at + page_size};
         at += page_size;
         const bool present = (entry & entry_is_present) != 0;
+        // What was written and then taken from the page tables (MADV_DONTNEED, reclaim) has left no bit.
+        if (!present && shared) append(pages.written, page);
         if (!present && (shared || (entry & entry_is_swapped) == 0)) continue;
         if (skip_file && (entry & entry_is_file) != 0) continue;
         const bool may_be_zero = present && !shared && (entry & (entry_is_exclusive | entry_is_file)) == 0;
@@ -97,7 +99,10 @@ Result<MemoryChanges> SoftDirtyTracker::collect() {
     for (const Vma& vma : mappings_) {
         const Vma* known = find_around(sizes, vma);
         SoftDirtyPages pages;
-        if (known == nullptr || known->resident_kb + known->swap_kb != 0) pages = TRY(read(vma, is_zero));
+        if (known == nullptr || known->resident_kb + known->swap_kb != 0)
+            pages = TRY(read(vma, is_zero));
+        else if (vma.shared)
+            pages.written = {{vma.start, vma.end}};
         const Ranges before = clip(content_, vma.start, vma.end);
         const Ranges unknown = vma.shared ? intersect(pages.content, forgotten_) : subtract(pages.content, before);
         append(changes.written, unite(pages.written, unknown));

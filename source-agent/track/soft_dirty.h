@@ -14,7 +14,7 @@ namespace godwit {
 // What the entries of a mapping's pages from `start` on say. A new mapping has the dirty bit on every page; mremap and the kernel
 // keep it so when it moves or merges.
 //   skip_file   a private file mapping: pages that are still the file's are no content
-//   shared      an entry that is not present is a page of the object that is not mapped, wherever it is
+//   shared      an entry that is not present is a page of the object that is not mapped, if there is one: it counts as written
 //   is_zero     whether a page frame is the kernel's page of zeros. Asked of pages that are not exclusive to this process only.
 //               A read after MADV_DONTNEED maps it, with a clear dirty bit: no content, or the old one would stay.
 struct SoftDirtyPages {

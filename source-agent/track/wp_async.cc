@@ -123,23 +123,25 @@ Result<WpAsyncTracker::Scan> WpAsyncTracker::scan(const Vma& vma, const Ranges& 
         at = blocks.end;
     }
     if (!TRY(scan_part(vma, {at, vma.end}, out))) return scan_new(vma, before);
-    if (vma.shared) TRY(add_unmapped(vma, subtract(before, out.content), out));
+    if (vma.shared) TRY(add_unmapped(vma, before, out));
     return out;
 }
 
-// What left the page tables may still be in the object; only tmpfs can tell that it is not. A page that was protected leaves
-// a marker; one that had been written takes its mark along (MADV_DONTNEED, reclaim), and so counts as written. It is protected
-// before it is read, so that nothing that is written from now on is missed.
-Result<void> WpAsyncTracker::add_unmapped(const Vma& vma, const Ranges& left, Scan& out) const {
+// What left the page tables may still be in the object; only tmpfs can tell that it is not. If it was protected it left a mark;
+// without one it was written first (MADV_DONTNEED, reclaim).
+Result<void> WpAsyncTracker::add_unmapped(const Vma& vma, const Ranges& before, Scan& out) const {
+    const Ranges left = subtract(before, out.content);
     if (left.empty()) return {};
     const UniqueFd object = TRY(open_object(vma));
-    const bool tells = object && is_on_tmpfs(object.get());
-    const Ranges there = tells ? TRY(data_in(object.get(), vma, left)) : left;
-    const Ranges lost = tells ? subtract(there, out.marked) : Ranges{};
-    TRY(protect(lost));
-    out.content = unite(out.content, there);
-    out.written = unite(out.written, lost);
-    return {};
+    if (!object || !is_on_tmpfs(object.get())) {
+        out.content = unite(out.content, left);
+        return {};
+    }
+    const Ranges data = TRY(data_in(object.get(), vma, left));
+    const Ranges written = subtract(data, out.marked);
+    out.content = unite(out.content, data);
+    out.written = unite(out.written, written);
+    return protect(written);
 }
 
 Result<void> WpAsyncTracker::protect(const Ranges& ranges) const {
@@ -154,9 +156,10 @@ Result<bool> WpAsyncTracker::scan_part(const Vma& vma, ByteRange part, Scan& out
     for (const PageRegion& region : *regions) {
         const Ranges content = TRY(content_of(region, vma.shared));
         append(out.content, content);
-        const bool written = (region.categories & page_is_written) != 0;
-        if (written) append(out.written, content);
-        if (vma.shared && !written && (region.categories & page_is_present) == 0) append(out.marked, {region.start, region.end});
+        if (vma.shared) append(out.marked, {region.start, region.end});
+        if ((region.categories & page_is_written) == 0) continue;
+        // On its way from one page frame to another it is not present either.
+        append(out.written, vma.shared ? Ranges{{region.start, region.end}} : content);
     }
     return true;
 }
@@ -210,12 +213,13 @@ Result<WpAsyncTracker::Scan> WpAsyncTracker::scan_new(const Vma& vma, const Rang
         // registered, and there they became writable.
         if ((region.categories & page_is_written) == 0) TRY(userfaultfd_->protect(region.start, region.end));
         append(out.content, TRY(content_of(region, vma.shared)));
+        append(out.marked, {region.start, region.end});
     }
     const bool on_tmpfs = object && is_on_tmpfs(object.get());
     if (on_tmpfs) {
         const Ranges data = TRY(data_in(object.get(), vma, {{vma.start, vma.end}}));
-        TRY(protect(subtract(data, out.content)));
         out.content = unite(out.content, data);
+        TRY(protect(subtract(data, out.marked)));
     }
     out.written = out.content;
     if (vma.shared && !on_tmpfs) out.content = unite(out.content, before);

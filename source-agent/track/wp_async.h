@@ -27,16 +27,16 @@ class WpAsyncTracker final : public DirtyTracker {
     struct Scan {
         Ranges content;
         Ranges written;
-        Ranges marked;  // in a shared mapping: no page, but protected
+        Ranges marked;  // of a shared mapping: in the page tables, or with the mark that a protected page leaves there
     };
     Result<Scan> scan(const Vma& vma, const Ranges& before) const;
     // Parts of a mapping; false if it is not registered.
     Result<bool> scan_part(const Vma& vma, ByteRange part, Scan& out) const;
     Result<bool> scan_full_blocks(ByteRange blocks, Scan& out) const;
-    Result<void> add_unmapped(const Vma& vma, const Ranges& left, Scan& out) const;
-    Result<void> protect(const Ranges& ranges) const;
     Result<Scan> scan_new(const Vma& vma, const Ranges& before) const;
     Result<Scan> scan_populated(const Vma& vma) const;
+    Result<void> add_unmapped(const Vma& vma, const Ranges& before, Scan& out) const;
+    Result<void> protect(const Ranges& ranges) const;
     Result<Ranges> without_page_table(ByteRange blocks) const;
     Result<Ranges> content_of(const PageRegion& region, bool shared) const;
     // The object behind a shared mapping; no descriptor if the mapping is not (or no longer) exactly this.

@@ -60,7 +60,8 @@ class SharedObjectsTest : public tracked::WpAsync {
         ASSERT_TRUE(tracker_->refresh(reader_->mappings()));
         auto changes = tracker_->collect();
         ASSERT_TRUE(changes) << changes.error().what;
-        objects_.changed(*layout, *changes);
+        objects_.changed(before_, *layout, *changes);
+        before_ = *layout;
         const auto looked = objects_.end_look();
         ASSERT_TRUE(looked) << looked.error().what;
         layout_ = image::Layout();
@@ -98,6 +99,7 @@ class SharedObjectsTest : public tracked::WpAsync {
     std::unique_ptr<LayoutReader> reader_;
     SharedObjects objects_;
     image::Layout layout_;  // as told last
+    image::Layout before_;
     std::vector<PageJob> jobs_;
     std::map<uint64_t, std::map<uint64_t, char>>
         there_;  // what the destination would have: object, page, its first byte
@@ -131,6 +133,65 @@ TEST_F(SharedObjectsTest, MappingsAndDescriptorsOfOneMemfdAreOneObject) {
                             [&](const auto& o) { return o.name() == "one"; }),
               1);
     EXPECT_EQ(sent(id), all(8));
+}
+
+TEST_F(SharedObjectsTest, WhatWasWrittenAndLeftThePageTablesIsTold) {
+    const uint64_t at = victim_.map(8 * page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS);
+    victim_.write(at, all(8));
+    victim_.call(SYS_madvise, at + 6 * page, 2 * page, MADV_DONTNEED);  // in the object, in no page table
+    start_rounds();
+    round();
+    ASSERT_EQ(jobs_.size(), 1u);
+    const uint64_t id = jobs_[0].object;
+    EXPECT_EQ(sent(id), all(8));
+    for (const uint64_t index : {1, 6}) victim_.poke(at + index * page, 9);
+    victim_.call(SYS_madvise, at, 8 * page, MADV_DONTNEED);
+    round();
+    EXPECT_EQ(sent(id), (Pages{1, 6}));
+    EXPECT_EQ(there_[id][1], 9);
+    EXPECT_EQ(there_[id][6], 9);
+    round();
+    EXPECT_EQ(sent(id), Pages{});
+}
+
+TEST_F(SharedObjectsTest, WhatWasWrittenThroughAMappingThatIsGoneIsTold) {
+    const uint64_t at = victim_.map(8 * page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS);
+    victim_.write(at, all(8));
+    const uint64_t twin = victim_.call(SYS_mremap, at, 0, 4 * page, MREMAP_MAYMOVE);
+    start_rounds();
+    round();
+    const uint64_t id = jobs_[0].object;
+    victim_.poke(twin + 3 * page, 9);
+    victim_.call(SYS_munmap, twin, 4 * page);
+    round();
+    EXPECT_TRUE(sent(id).contains(3));
+    EXPECT_EQ(there_[id][3], 9);
+}
+
+TEST_F(SharedObjectsTest, WhatWasRemovedAndReadAgainIsToldAsZero) {
+    const uint64_t at = victim_.map(8 * page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS);
+    victim_.write(at, all(8));
+    start_rounds();
+    round();
+    ASSERT_EQ(jobs_.size(), 1u);
+    const uint64_t id = jobs_[0].object;
+    EXPECT_EQ(sent(id), all(8));
+    let_stamps_age();
+    round();
+    victim_.call(SYS_madvise, at + 2 * page, 2 * page, MADV_REMOVE);
+    EXPECT_EQ(victim_.read(at + 2 * page), 0u);  // there again, and to the page tables as before
+    round();
+    EXPECT_EQ(there_[id][2], 0);
+    EXPECT_TRUE(sent(id).contains(2));
+    const auto& dropped = layout_.objects(0).dropped();
+    ASSERT_EQ(dropped.size(), 1);
+    EXPECT_EQ(dropped[0].start(), 3 * page);
+    // Known from now on.
+    round();
+    EXPECT_FALSE(sent(id).contains(2));
+    victim_.write(at, {2});
+    round();
+    EXPECT_EQ(there_[id][2], 1);
 }
 
 TEST_F(SharedObjectsTest, PagesOfAnonymousMemoryThatAreNotMappedAnyMoreAreTold) {
