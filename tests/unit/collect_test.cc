@@ -103,31 +103,6 @@ image::Layout layout_of(Stopped& stopped) {
     return layout ? *layout : image::Layout{};
 }
 
-// The last scan of the running tree is never sent: what it found must be in the next.
-TEST(CollectLayout, NewFilesAreToldUntilALayoutWithThemWasSent) {
-    char name[] = "/tmp/godwit-layout-XXXXXX";
-    const int fd = ::mkstemp(name);
-    ASSERT_EQ(::ftruncate(fd, page), 0);
-    const ForkedChild child([&](Told&) {
-        map(1, PROT_READ, MAP_PRIVATE, fd);
-        return 0;
-    });
-    Stopped stopped(child.pid());
-    auto reader = LayoutReader::make(child.pid(), child.pid(), {});
-    ASSERT_TRUE(reader) << reader.error().what;
-    const auto names_it = [&](const Result<image::Layout>& layout) {
-        EXPECT_TRUE(layout) << layout.error().what;
-        return std::any_of(layout->new_files().begin(), layout->new_files().end(), [&](const auto& file) { return file.path() == name; });
-    };
-    EXPECT_TRUE(names_it(reader->read_running()));
-    const auto second = reader->read_stopped();
-    EXPECT_TRUE(names_it(second));
-    reader->told(*second);
-    EXPECT_FALSE(names_it(reader->read_stopped()));
-    ::unlink(name);
-    ::close(fd);
-}
-
 TEST(CollectLayout, KindsAndFlagsAreAsMapped) {
     char name[] = "/tmp/godwit-layout-XXXXXX";
     const int fd = ::mkstemp(name);
