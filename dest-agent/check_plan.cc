@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 #include <fnmatch.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include <algorithm>
 #include <array>
@@ -67,6 +69,20 @@ bool is_trusted(const image::Plan& plan, const std::string& path) {
 
 }  // namespace
 
+std::set<std::string> files_to_come(const image::Plan& plan) {
+    std::set<std::string> out;
+    for (const image::FileIdentity& file : plan.files()) {
+        const std::string& path = file.path();
+        const size_t slash = path.rfind('/');
+        if (!file.memory() || !path.starts_with("/") || path.find('\0') != std::string::npos) continue;
+        struct stat there {};
+        struct statfs folder {};
+        if (::lstat(path.c_str(), &there) == 0 || errno != ENOENT) continue;
+        if (::statfs(path.substr(0, slash + 1).c_str(), &folder) == 0 && folder.f_type == TMPFS_MAGIC) out.insert(path);
+    }
+    return out;
+}
+
 std::vector<Problem> check_file(const image::FileIdentity& theirs, const image::Plan& plan, const std::string& boot_id) {
     const std::string name = fmt::format("{} ({})", printable(theirs.path()), printable(theirs.used_by()));
     const auto ours = identify_file(theirs.path(), theirs.path(), theirs.writable());
@@ -128,8 +144,14 @@ std::vector<Problem> check_plan(const image::Plan& plan, const CredentialPolicy&
     for (Problem& problem : check_pids(plan)) problems.push_back(std::move(problem));
     check_memory(plan, problems);
     check_credentials(plan, policy, problems);
+    const std::set<std::string> to_come = files_to_come(plan);
     for (const image::FileIdentity& file : plan.files())
-        for (Problem& problem : check_file(file, plan, machine->boot_id())) problems.push_back(std::move(problem));
+        if (to_come.contains(file.path())) {
+            if (!file.held_outside().empty())
+                problems.push_back(refusal(fmt::format("file {} is memory that would move with the tree, and is used by {}, which is not of it",
+                                                       printable(file.path()), printable(file.held_outside())),
+                                           "end the other program, or use storage that both hosts share"));
+        } else for (Problem& problem : check_file(file, plan, machine->boot_id())) problems.push_back(std::move(problem));
     return problems;
 }
 

@@ -9,10 +9,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <set>
 
 #include "common/base/fault.h"
 #include "common/base/file.h"
+#include "common/base/log.h"
 #include "common/base/text.h"
 #include "dest-agent/layout.h"
 
@@ -57,11 +59,20 @@ Result<UniqueFd> make_anonymous(const image::SharedObject& wanted, const std::st
     return open_file(fmt::format("/proc/self/map_files/{:x}-{:x}", address, address + size), O_RDWR);
 }
 
+Result<UniqueFd> make_file(const image::SharedObject& wanted, const std::string& name) {
+    const int fd = ::open(wanted.name().c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK, 0600);
+    if (fd < 0) return cannot_make(errno, name);
+    return UniqueFd(fd);
+}
+
 }  // namespace
 
 class MadeObjects::Object final : public PageTarget {
   public:
     explicit Object(image::SharedObject wanted) : wanted_(std::move(wanted)) {}
+    ~Object() override;
+    Object(const Object&) = delete;
+    Object& operator=(const Object&) = delete;
 
     Result<void> make();
     // Later words about the same object.
@@ -69,6 +80,7 @@ class MadeObjects::Object final : public PageTarget {
     Result<void> finish();
     Result<int> to_map(bool may_write);
     Result<UniqueFd> open(int flags) const;
+    void release() { released_ = true; }
 
     Result<void> write(std::span<const PageRange> ranges, const std::byte* content) override;
     Result<void> zero(std::span<const PageRange> ranges) override;
@@ -83,9 +95,24 @@ class MadeObjects::Object final : public PageTarget {
     image::SharedObject wanted_;
     UniqueFd fd_;         // reads and writes
     UniqueFd read_only_;  // made when it is needed
+    bool released_ = false;
 };
 
+// Only what is ours still: somebody may have put another file there.
+MadeObjects::Object::~Object() {
+    if (wanted_.kind() != image::OBJECT_TMPFS || !fd_ || released_) return;
+    struct stat made {
+    }, there{};
+    const std::string& path = wanted_.name();
+    const bool ours = ::fstat(fd_.get(), &made) == 0 && ::lstat(path.c_str(), &there) == 0 &&
+                      made.st_dev == there.st_dev && made.st_ino == there.st_ino;
+    if (ours && ::unlink(path.c_str()) != 0)
+        spdlog::warn("cannot remove {}, which was made for a migration: {}", printable(path), std::strerror(errno));
+}
+
 std::string MadeObjects::Object::name() const {
+    if (wanted_.kind() == image::OBJECT_TMPFS)
+        return fmt::format("file {} of {} bytes", printable(wanted_.name()), wanted_.size());
     if (wanted_.kind() == image::OBJECT_MEMFD)
         return fmt::format("memfd \"{}\" of {} bytes", printable(wanted_.name()), wanted_.size());
     return fmt::format("shared memory {:#x} of {} bytes", wanted_.id(), wanted_.size());
@@ -94,7 +121,7 @@ std::string MadeObjects::Object::name() const {
 Result<void> MadeObjects::Object::check() const {
     constexpr uint32_t known_seals = 0x3f;  // up to F_SEAL_EXEC, Linux 6.3
     const bool memfd = wanted_.kind() == image::OBJECT_MEMFD, anonymous = wanted_.kind() == image::OBJECT_ANONYMOUS;
-    if (!memfd && !anonymous)
+    if (!memfd && !anonymous && wanted_.kind() != image::OBJECT_TMPFS)
         return peer_failed(
             fmt::format("shared object {:#x} is of kind {}", wanted_.id(), static_cast<int>(wanted_.kind())),
             "use the same godwit on both hosts");
@@ -112,7 +139,17 @@ Result<void> MadeObjects::Object::make() {
     if (wanted_.dropped_size() != 0)
         return peer_failed(fmt::format("the first word of shared object {:#x} builds on another", wanted_.id()),
                            hostile);
-    fd_ = TRY(wanted_.kind() == image::OBJECT_MEMFD ? make_memfd(wanted_, name()) : make_anonymous(wanted_, name()));
+    switch (wanted_.kind()) {
+        case image::OBJECT_MEMFD:
+            fd_ = TRY(make_memfd(wanted_, name()));
+            break;
+        case image::OBJECT_TMPFS:
+            fd_ = TRY(make_file(wanted_, name()));
+            break;
+        default:
+            fd_ = TRY(make_anonymous(wanted_, name()));
+            break;
+    }
     fault_point("objects:made");
     return set_size();
 }
@@ -189,7 +226,7 @@ Result<UniqueFd> MadeObjects::Object::open(int flags) const {
 }
 
 Result<void> MadeObjects::Object::finish() {
-    if (wanted_.kind() != image::OBJECT_MEMFD) return {};
+    if (wanted_.kind() == image::OBJECT_ANONYMOUS) return {};
     struct stat now {};
     if (::fstat(fd_.get(), &now) != 0) return fail_errno("cannot look at " + name());
     if ((now.st_uid != wanted_.uid() || now.st_gid != wanted_.gid()) &&
@@ -200,7 +237,16 @@ Result<void> MadeObjects::Object::finish() {
     if (wanted_.seals() != 0 && ::fcntl(fd_.get(), F_ADD_SEALS, wanted_.seals()) != 0)
         return fail_errno(errno, fmt::format("cannot seal {} with {:#x}", name(), wanted_.seals()),
                           "this kernel does not know all of its seals, or maps it for writing");
+    if (wanted_.kind() != image::OBJECT_TMPFS) return {};
+    constexpr int64_t billion = 1'000'000'000;
+    const timespec times[2] = {{0, UTIME_NOW}, {wanted_.modified_ns() / billion, wanted_.modified_ns() % billion}};
+    if (wanted_.modified_ns() >= 0 && ::futimens(fd_.get(), times) != 0)
+        return fail_errno("cannot set the times of " + name());
     return {};
+}
+
+void MadeObjects::release() {
+    for (auto& [id, object] : objects_) object->release();
 }
 
 MadeObjects::MadeObjects() = default;
@@ -215,6 +261,8 @@ Result<void> MadeObjects::take(const image::Layout& layout) {
             TRY(have->second->correct(wanted));
             continue;
         }
+        if (wanted.kind() == image::OBJECT_TMPFS && !files_.contains(wanted.name()))
+            return peer_failed(fmt::format("file {} was not agreed on", printable(wanted.name())), hostile);
         auto object = std::make_unique<Object>(wanted);
         TRY(object->make());
         objects_[wanted.id()] = std::move(object);

@@ -3,13 +3,16 @@
 //
 //   per round: take() → pages are written → ...   after the last: finish()
 //
-// What happens if we die: anonymous memory and memfds end with us and the skeletons.
+// Files on tmpfs are removed again unless release() was called. What happens if we die: anonymous memory and memfds end
+// with us and the skeletons, files stay; the next migration names them.
 // Threads: the tracer thread; what find() returns is written by others while no take() is under way.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
+#include <string>
 
 #include "common/base/result.h"
 #include "common/base/unique_fd.h"
@@ -25,6 +28,8 @@ class MadeObjects {
     MadeObjects(const MadeObjects&) = delete;
     MadeObjects& operator=(const MadeObjects&) = delete;
 
+    // The files on tmpfs that were agreed on; no other is made.
+    void may_make(std::set<std::string> files) { files_ = std::move(files); }
     // The objects of the first layout of a round: makes what is new, gives the others their sizes, punches what was
     // dropped, forgets what is not named any more.
     Result<void> take(const image::Layout& layout);
@@ -37,11 +42,14 @@ class MadeObjects {
     Result<UniqueFd> open(uint64_t id, int flags);
     // Every page is written, every mapping and description made: owner, mode, seals.
     Result<void> finish();
+    // The tree is ours: what was made stays when this ends.
+    void release();
 
   private:
     class Object;
     Result<Object*> known(uint64_t id);
     std::map<uint64_t, std::unique_ptr<Object>> objects_;
+    std::set<std::string> files_;
 };
 
 }  // namespace godwit

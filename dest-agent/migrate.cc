@@ -91,6 +91,8 @@ Result<bool> Incoming::agree() {
     plan_arrived_ns_ = now_ns(CLOCK_MONOTONIC);
     auto problems = check_plan(plan_, options_.policy);
     image::PlanReply reply;
+    for (const std::string& path : files_to_come(plan_)) reply.add_moving_files(path);
+    objects_.may_make({reply.moving_files().begin(), reply.moving_files().end()});
     auto state_id = open_state_dir(options_.state_dir);
     if (state_id)
         reply.set_state_id(*state_id);
@@ -283,7 +285,10 @@ Result<void> Incoming::commit(DestCommit& commit) {
         skeleton.release();
     }
     for (const auto& [name, microseconds] : ledger_.phases()) commit.add_phase(name, microseconds);
-    const DestOutcome outcome = TRY(commit.commit(control_, tree));
+    const auto committed = commit.commit(control_, tree);
+    // Whatever fails after the tree is ours, what it maps is its own.
+    if (committed || committed.error().code == ExitCode::uncertain) objects_.release();
+    const DestOutcome outcome = TRY(committed);
     spdlog::info("migration {}: pid {} runs here{}", id_, skeletons_.front().layout().pid(),
                  outcome == DestOutcome::done ? "" : "; the source has not confirmed that its copy is gone");
     return {};

@@ -68,8 +68,8 @@ MemoryRounds::~MemoryRounds() {
     last_pages_.wait();
 }
 
-Result<void> MemoryRounds::add(pid_t pid, pid_t pid_inside, const image::Plan& plan) {
-    auto member = std::make_unique<Member>(TRY(LayoutReader::make(pid, pid_inside, plan)));
+Result<void> MemoryRounds::add(pid_t pid, pid_t pid_inside, const image::Plan& plan, const CollectOptions& options) {
+    auto member = std::make_unique<Member>(TRY(LayoutReader::make(pid, pid_inside, plan, options)));
     member->pages = process_pages(pid);
     members_.push_back(std::move(member));
     return {};

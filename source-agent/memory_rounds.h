@@ -34,11 +34,13 @@ class MemoryRounds {
     MemoryRounds(Channel& control, PageStreams& streams, std::function<void()> tick);
     ~MemoryRounds();
 
-    Result<void> add(pid_t pid, pid_t pid_inside, const image::Plan& plan);
+    Result<void> add(pid_t pid, pid_t pid_inside, const image::Plan& plan, const CollectOptions& options = {});
     // The processes are stopped while this runs and let go at its end.
     Result<void> track(TrackerBackend backend);
     // "wp-async" or "soft-dirty"; empty without a tracker.
     std::string backend() const;
+    // That go with the tree; paths and ids (shared_object_id()).
+    const std::map<std::string, uint64_t>& moved_files() const { return objects_.files(); }
 
     Result<void> scan_running();
     Result<void> send_running();

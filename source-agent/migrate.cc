@@ -2,8 +2,11 @@
 
 #include <fmt/format.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <optional>
 
@@ -11,6 +14,7 @@
 #include "common/base/fault.h"
 #include "common/base/ledger.h"
 #include "common/base/log.h"
+#include "common/base/text.h"
 #include "common/base/text.h"
 #include "common/base/uuid.h"
 #include "common/kernel/machine.h"
@@ -125,6 +129,7 @@ class Migration {
     Result<std::vector<image::Process>> collect_state(FrozenTree& frozen, image::Files& files);
     Result<void> send_state(const std::vector<image::Process>& processes, const image::Files& files);
     Result<void> commit(SourceCommit& commit, FrozenTree& frozen, const MemoryRounds& memory);
+    void remove_moved_files(const MemoryRounds& memory) const;
     void close_ledger(const SourceCommit& commit, const MemoryRounds& memory);
     void note_round(const MemoryRounds& memory, bool frozen);
     uint64_t count_items() const;
@@ -135,6 +140,7 @@ class Migration {
     const MigrateOptions& options_;
     std::string id_;
     Connections links_;
+    CollectOptions collect_ = options_.collect;
     Tree tree_;
     std::optional<Stat> surveyed_;  // its root then
     image::Plan plan_;
@@ -192,6 +198,9 @@ Result<void> Migration::agree() {
     TRY(links_.control().expect(FrameType::plan_reply, reply, Deadline::in(plan_limit)));
     for (Problem& problem : from_wire(reply.problems())) outcome_.problems.push_back(std::move(problem));
     peer_state_id_ = reply.state_id();
+    for (const std::string& path : reply.moving_files())
+        for (const image::FileIdentity& file : plan_.files())
+            if (file.memory() && file.path() == path) collect_.moving_files.insert(shared_object_id(file.device(), file.inode()));
     calibration_ = Calibration::load(options_.state_dir, peer_state_id_);
     return {};
 }
@@ -210,7 +219,7 @@ Result<void> Migration::move_tree() {
         links_.stay_alive();
         tell(progress_.stage, &memory);
     });
-    for (const pid_t pid : tree_.pids) TRY(memory.add(pid, pid, plan_));
+    for (const pid_t pid : tree_.pids) TRY(memory.add(pid, pid, plan_, collect_));
     if (options_.mode != image::MODE_STOP) TRY(copy_running(memory));
 
     // The agent must get its turn however busy the tree's host is, the tree's own threads included.
@@ -314,7 +323,7 @@ Result<std::vector<image::Process>> Migration::collect_state(FrozenTree& frozen,
         subjects.push_back({&process, &executors.back(), process.pid});
     }
     ledger_.mark("executor");
-    files = TRY(collect_files(subjects, options_.collect));
+    files = TRY(collect_files(subjects, collect_));
     ledger_.mark("files");
     std::vector<image::Process> processes;
     for (Subject& subject : subjects) processes.push_back(TRY(collect_process(subject)));
@@ -336,8 +345,18 @@ Result<void> Migration::send_state(const std::vector<image::Process>& processes,
 Result<void> Migration::commit(SourceCommit& commit, FrozenTree& frozen, const MemoryRounds& memory) {
     const SourceOutcome result = TRY(commit.commit(links_.control(), frozen.processes()));
     if (result == SourceOutcome::uncertain) return Failure(commit.problem());
+    remove_moved_files(memory);
     close_ledger(commit, memory);
     return {};
+}
+
+// They are at the destination now, under the same names, and nobody here used them but the tree. If we die before, they stay.
+void Migration::remove_moved_files(const MemoryRounds& memory) const {
+    for (const auto& [path, id] : memory.moved_files()) {
+        struct stat info {};
+        if (::lstat(path.c_str(), &info) != 0 || shared_object_id(info.st_dev, info.st_ino) != id) continue;
+        if (::unlink(path.c_str()) != 0) spdlog::warn("cannot remove {}, which has moved: {}", printable(path), std::strerror(errno));
+    }
 }
 
 void Migration::close_ledger(const SourceCommit& commit, const MemoryRounds& memory) {

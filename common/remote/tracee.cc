@@ -156,11 +156,11 @@ Result<void> Tracee::set_registers(const Registers& registers) {
 }
 
 Result<std::string> Tracee::xstate() const {
-    std::string bytes(1 << 16, '\0');  // AMX needs 11 KiB
-    iovec range{bytes.data(), bytes.size()};
+    // AMX needs 11 KiB. Not a string of that size made shorter: there is one for each task, and it would keep its room.
+    char bytes[1 << 16];
+    iovec range{bytes, sizeof bytes};
     TRY(trace::request("ptrace:get-xstate", PTRACE_GETREGSET, tid_, NT_X86_XSTATE, pointer(&range)));
-    bytes.resize(range.iov_len);
-    return bytes;
+    return std::string(bytes, range.iov_len);
 }
 
 Result<void> Tracee::set_xstate(const std::string& xstate) {

@@ -32,6 +32,7 @@ namespace godwit {
 struct CollectOptions {
     bool tcp_close = false;
     std::vector<std::string> trusted_files;
+    std::set<uint64_t> moving_files;  // shared_object_id() of the files on tmpfs that move with the tree
 };
 
 // All Problems found in one go; each names pid, fd or address, what it is, and what would help.

@@ -11,6 +11,7 @@
 
 #include "common/kernel/proc.h"
 #include "source-agent/collect/files_internal.h"
+#include "source-agent/collect/shared_objects.h"
 
 namespace godwit::files {
 namespace {
@@ -84,6 +85,8 @@ Result<void> look_at(Seen& one, const Looker& looker) {
         one.owner_signal = std::max(0, ::fcntl(duplicate.get(), F_GETSIG));
     }
     one.kind = kind_of(one, duplicate.get());
+    const uint64_t id = shared_object_id(one.status.st_dev, one.status.st_ino);
+    if (one.kind == Kind::file && looker.options.moving_files.contains(id)) one.kind = Kind::object;
     return {};
 }
 

@@ -1,4 +1,4 @@
-// Descriptors of shared memory: memfds. Their content is memory: shared_objects.h.
+// Descriptors of shared memory: memfds, files on tmpfs. Their content is memory: shared_objects.h.
 #include "common/base/text.h"
 #include "source-agent/collect/files_internal.h"
 #include "source-agent/collect/shared_objects.h"
@@ -6,6 +6,7 @@
 namespace godwit::files {
 
 Refusal check_object(const Seen& one) {
+    if (!one.link.starts_with("/memfd:")) return {};  // a file that moves
     const std::string path = printable(one.link);
     const auto device = shared_memory_device();
     if (!device) return refuse(one, device.error().what, "godwit needs /proc/PID/map_files");

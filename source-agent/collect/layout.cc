@@ -99,11 +99,12 @@ std::string file_key(const std::string& path, uint64_t device, uint64_t inode, b
 
 }  // namespace
 
-Result<LayoutReader> LayoutReader::make(pid_t pid, pid_t pid_inside, const image::Plan& plan) {
+Result<LayoutReader> LayoutReader::make(pid_t pid, pid_t pid_inside, const image::Plan& plan, const CollectOptions& options) {
     (void)how_guards_are_told();  // found out now, not in the freeze
     LayoutReader out(TRY(MappingClassifier::make(pid)));
     out.pid_ = pid;
     out.pid_inside_ = pid_inside;
+    out.moving_files_ = options.moving_files;
     for (const image::FileIdentity& file : plan.files()) {
         out.files_.insert(file_key(file.path(), file.device(), file.inode(), file.writable()));
         // Whoever may write it was checked more strictly than who only reads.
@@ -125,7 +126,12 @@ Result<MappingClass> LayoutReader::classify(const Vma& vma) const {
     const auto at = std::lower_bound(known_.begin(), known_.end(), vma.start, [](const Known& known, uint64_t start) { return known.vma.start < start; });
     if (at != known_.end() && at->vma.start == vma.start && at->vma.end == vma.end && contains(vma, at->vma) && at->vma.flags == vma.flags)
         return at->found;
-    return classifier_.classify(vma);
+    MappingClass found = TRY(classifier_.classify(vma));
+    if (!found.path.empty() && moving_files_.contains(shared_object_id(found.device, found.inode))) {
+        found.path.clear();
+        found.kind = vma.shared ? image::MAPPING_OBJECT_SHARED : image::MAPPING_OBJECT_PRIVATE;
+    }
+    return found;
 }
 
 Result<image::Layout> LayoutReader::read_running() {

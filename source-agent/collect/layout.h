@@ -20,8 +20,8 @@ namespace godwit {
 
 class LayoutReader {
   public:
-    // `plan` names the files that the destination has checked; others are told with the layout.
-    static Result<LayoutReader> make(pid_t pid, pid_t pid_inside, const image::Plan& plan);
+    // `plan` names the files that the destination has checked; others are told with the layout. Files that move are shared objects.
+    static Result<LayoutReader> make(pid_t pid, pid_t pid_inside, const image::Plan& plan, const CollectOptions& options = {});
     // Write protection by userfaultfd is ours from now on, not the program's own.
     void tracked() { tracked_ = true; }
 
@@ -60,6 +60,7 @@ class LayoutReader {
     std::vector<Known> known_;  // by address
     std::set<std::string> files_;  // that the destination knows of
     std::map<std::string, image::FileIdentity> untold_;  // mapped since the plan; not every layout is sent
+    std::set<uint64_t> moving_files_;
 };
 
 // Sets MappingRange.has_content where the ranges say so.

@@ -1,8 +1,10 @@
 // What can be said of a process's mappings while it runs. Their layout: layout.cc.
 #include <fmt/format.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 
 #include <algorithm>
 #include <optional>
@@ -44,17 +46,27 @@ bool writes_file(const Vma& vma, image::MappingKind kind) {
     return kind == image::MAPPING_FILE_SHARED && vma.has("mw");
 }
 
+// Memory by another name: POSIX shared memory and the like. A file of several names would lose one of them.
+bool is_memory(const std::string& link) {
+    struct statfs system {};
+    struct stat info {};
+    return ::statfs(link.c_str(), &system) == 0 && system.f_type == TMPFS_MAGIC && ::stat(link.c_str(), &info) == 0 && info.st_nlink == 1;
+}
+
 // One entry per file of the plan; the use that can write it decides.
 Result<void> add_file(const std::string& link, const std::string& path, bool writable, std::string used_by, image::Plan& plan) {
     struct stat info;
     if (::stat(link.c_str(), &info) != 0) return fail_errno("cannot look at " + link);
+    const bool memory = writable && is_memory(link);
     for (image::FileIdentity& known : *plan.mutable_files())
         if (known.path() == path && known.inode() == info.st_ino && known.device() == info.st_dev) {
             if (writable) known.set_writable(true);
+            if (memory) known.set_memory(true);
             return {};
         }
     image::FileIdentity identity = TRY(identify_file(link, path, writable));
     identity.set_used_by(std::move(used_by));
+    identity.set_memory(memory);
     *plan.add_files() = std::move(identity);
     return {};
 }

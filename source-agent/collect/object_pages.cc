@@ -1,7 +1,6 @@
 #include "source-agent/collect/object_pages.h"
 
 #include <fmt/format.h>
-#include <openssl/evp.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -14,39 +13,17 @@ namespace {
 
 constexpr uint64_t page_size = 4096;
 
-class Hasher {
-  public:
-    Hasher() : context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {}
-
-    Result<void> hash(const std::byte* page, std::array<uint64_t, 2>& out) {
-        unsigned char digest[EVP_MAX_MD_SIZE];
-        // The same algorithm again: nothing is looked up or allocated after the first page.
-        const EVP_MD* algorithm = begun_ ? nullptr : EVP_sha256();
-        if (!context_ || EVP_DigestInit_ex(context_.get(), algorithm, nullptr) != 1 ||
-            EVP_DigestUpdate(context_.get(), page, page_size) != 1 ||
-            EVP_DigestFinal_ex(context_.get(), digest, nullptr) != 1)
-            return fail("libcrypto cannot compute SHA-256");
-        begun_ = true;
-        std::memcpy(out.data(), digest, sizeof out);
-        return {};
-    }
-
-  private:
-    std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> context_;
-    bool begun_ = false;
-};
-
 }  // namespace
 
 ObjectPages::ObjectPages(int fd, std::string name) : fd_(fd), name_(std::move(name)) {}
 
 Result<void> ObjectPages::read(std::span<const ByteRange> ranges, std::byte* to) const {
-    Hasher hasher;
+    PageHasher hasher;
     for (const ByteRange& range : ranges) {
         TRY(read_range(range, to));
         if (remembers_)
             for (uint64_t at = range.start; at < range.end; at += page_size)
-                TRY(hasher.hash(to + (at - range.start), block_of(at)[at / page_size % block_pages]));
+                block_of(at)[at / page_size % block_pages] = TRY(hasher.hash({to + (at - range.start), page_size}));
         to += range.end - range.start;
     }
     return {};
@@ -79,7 +56,7 @@ ObjectPages::Block& ObjectPages::block_of(uint64_t offset) const {
 Result<Ranges> ObjectPages::differing(const Ranges& among) const {
     constexpr uint64_t piece_size = 64 * page_size;
     std::vector<std::byte> buffer(piece_size);
-    Hasher hasher;
+    PageHasher hasher;
     Ranges out;
     for (const ByteRange& range : among) {
         for (uint64_t at = range.start; at < range.end; at += piece_size) {
@@ -92,8 +69,7 @@ Result<Ranges> ObjectPages::differing(const Ranges& among) const {
             }
             TRY(got);
             for (uint64_t page = piece.start; page < piece.end; page += page_size) {
-                Hash now{};
-                TRY(hasher.hash(buffer.data() + (page - piece.start), now));
+                const PageHash now = TRY(hasher.hash({buffer.data() + (page - piece.start), page_size}));
                 if (now != block_of(page)[page / page_size % block_pages]) append(out, {page, page + page_size});
             }
         }

@@ -1,10 +1,8 @@
 // Reads the pages of one shared object, and remembers what it read where that may have to be compared.
 //
 // write(2) to a memfd or a file on tmpfs leaves no trace in any page table. Where an object is written that way its
-// pages are compared with what was sent: by SHA-256, cut to 128 bits, of each page. It must be a cryptographic hash: a
-// program's content comes from anybody, and two pages made to collide would be taken for the same. Among those of
-// libcrypto SHA-256 is the fastest where the CPU has instructions for it (1.6 GB/s against 0.9 of BLAKE2b on the
-// machine of the tests). Memory: 16 bytes for each page read since remember(), 4 MiB for each GiB.
+// pages are compared with what was sent, by a hash of each (transport/page_hash.h). Memory: 16 bytes for each page read
+// since remember(), 4 MiB for each GiB.
 //
 // Threads: read() by any number at a time, of different pages; nothing else at the same time.
 #pragma once
@@ -20,6 +18,7 @@
 
 #include "source-agent/page_streams.h"
 #include "source-agent/track/ranges.h"
+#include "transport/page_hash.h"
 
 namespace godwit {
 
@@ -44,9 +43,8 @@ class ObjectPages final : public PageSource {
     Result<Ranges> zeros_among(const Ranges& among);
 
   private:
-    using Hash = std::array<uint64_t, 2>;
     static constexpr size_t block_pages = 512;
-    using Block = std::array<Hash, block_pages>;  // all zero: not known
+    using Block = std::array<PageHash, block_pages>;  // all zero: not known
 
     Result<void> read_range(ByteRange range, std::byte* to) const;
     Block& block_of(uint64_t offset) const;

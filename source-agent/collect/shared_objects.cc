@@ -2,9 +2,11 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -58,6 +60,16 @@ Result<Ranges> data_of(int fd, const std::string& name) {
     }
 }
 
+bool is_on_tmpfs(int fd) {
+    struct statfs system {};
+    return ::fstatfs(fd, &system) == 0 && system.f_type == TMPFS_MAGIC;
+}
+
+bool is_file(const std::string& path, uint64_t id) {
+    struct stat info {};
+    return ::lstat(path.c_str(), &info) == 0 && info.st_nlink == 1 && shared_object_id(info.st_dev, info.st_ino) == id;
+}
+
 // The name as it was given: of "/memfd:NAME (deleted)" NAME, of anything else all of it.
 std::string memfd_name(std::string link) {
     if (link.ends_with(deleted)) link.resize(link.size() - deleted.size());
@@ -83,16 +95,20 @@ Result<uint64_t> shared_memory_device() {
     return static_cast<uint64_t>(info.st_dev);
 }
 
-Result<std::vector<HeldObject>> held_objects(pid_t pid) {
+Result<std::vector<HeldObject>> held_objects(pid_t pid, const std::map<std::string, uint64_t>& files) {
     const uint64_t device = TRY(shared_memory_device());
     std::vector<HeldObject> out;
     for (const int fd : TRY(read_fd_numbers(pid))) {
         const std::string path = fmt::format("/proc/{}/fd/{}", pid, fd);
         const auto link = read_link(path);
-        if (!link || !link->starts_with(memfd_prefix)) continue;
+        if (!link) continue;
+        const auto file = files.find(*link);
+        if (file == files.end() && !link->starts_with(memfd_prefix)) continue;
         struct stat info {};
-        if (::stat(path.c_str(), &info) != 0 || info.st_dev != device || info.st_nlink != 0) continue;
-        out.push_back({fd, shared_object_id(info.st_dev, info.st_ino)});
+        if (::stat(path.c_str(), &info) != 0) continue;
+        const uint64_t id = shared_object_id(info.st_dev, info.st_ino);
+        const bool memfd = info.st_dev == device && info.st_nlink == 0;
+        if (file == files.end() ? memfd : file->second == id) out.push_back({fd, id});
     }
     return out;
 }
@@ -122,10 +138,13 @@ struct SharedObjects::Object {
     Result<void> look_at_content(bool moved);
 };
 
-// What can change while it is in use.
+// What can change while it is in use. Who has a file removed or renamed while it is copied would find it there all the
+// same.
 Result<void> SharedObjects::Object::describe() {
     struct stat info {};
     if (::fstat(fd.get(), &info) != 0) return fail_errno("cannot look at " + name);
+    if (told.kind() == image::OBJECT_TMPFS && !is_file(told.name(), id))
+        return unsupported("file " + name + " was removed or renamed while it was copied", "try again");
     told.set_size(static_cast<uint64_t>(info.st_size));
     told.set_mode(info.st_mode & 07777);
     told.set_uid(info.st_uid);
@@ -135,6 +154,7 @@ Result<void> SharedObjects::Object::describe() {
         if (seals < 0) return fail_errno("cannot ask the seals of " + name);
         told.set_seals(static_cast<uint32_t>(seals));
     }
+    told.set_modified_ns(nanoseconds(info.st_mtim));
     changed_ns = nanoseconds(info.st_ctim);
     return {};
 }
@@ -145,6 +165,8 @@ Result<void> SharedObjects::Object::look() {
     looked_ns = wall_clock_ns();
     TRY(describe());
     const bool first = looked_before == 0;
+    // Whoever knows the name of a file can open it between two looks.
+    held |= told.kind() == image::OBJECT_TMPFS;
     if (first && held) pages->remember();
     return look_at_content(first || changed_ns != changed_before || changed_before > looked_before - stamp_step_ns);
 }
@@ -198,6 +220,11 @@ Result<SharedObjects::Object*> SharedObjects::add(UniqueFd fd, uint64_t id) {
     } else if (link == "/dev/zero (deleted)") {
         object->told.set_kind(image::OBJECT_ANONYMOUS);
         object->name = fmt::format("shared memory {:#x}", id);
+    } else if (link.starts_with("/") && is_on_tmpfs(fd.get()) && !link.ends_with(deleted)) {
+        object->told.set_kind(image::OBJECT_TMPFS);
+        object->told.set_name(link);
+        object->name = printable(link);
+        files_[link] = id;
     } else {
         return unsupported("shared memory " + printable(link) + " is of a kind that is not known",
                            "it cannot be carried");
@@ -229,7 +256,7 @@ Result<void> SharedObjects::find_mapped(pid_t pid, const image::MappingRange& ma
 
 Result<void> SharedObjects::find_held(pid_t pid) {
     UniqueFd process;
-    for (const HeldObject& held : TRY(held_objects(pid))) {
+    for (const HeldObject& held : TRY(held_objects(pid, files_))) {
         if (const auto known = objects_.find(held.id); known != objects_.end()) {
             known->second->seen = known->second->held = true;
             continue;
@@ -285,6 +312,8 @@ void SharedObjects::changed(const image::Layout& before, const image::Layout& la
 }
 
 Result<void> SharedObjects::end_look() {
+    // A file that the tree does not use any more it may open again.
+    for (const auto& [path, id] : files_) objects_.at(id)->seen |= is_file(path, id);
     // What is gone stays known until the destination is told: it has it, and its content, till then.
     for (auto& [id, object] : objects_)
         if (object->seen) TRY(object->look());
@@ -300,6 +329,7 @@ uint64_t SharedObjects::pending_bytes() const {
 
 uint64_t SharedObjects::tell(image::Layout& layout) {
     std::erase_if(objects_, [](const auto& entry) { return !entry.second->seen; });
+    std::erase_if(files_, [&](const auto& entry) { return !objects_.contains(entry.second); });
     uint64_t dropped = 0;
     for (auto& [id, object] : objects_) {
         image::SharedObject& told = *layout.add_objects();

@@ -42,12 +42,13 @@ uint64_t shared_object_id(uint64_t device, uint64_t inode);
 // st_dev of the file system of the kernel's own on which anonymous shared memory, memfds and SysV segments live.
 Result<uint64_t> shared_memory_device();
 
-// The descriptors of a process that are memfds: number and id. What is closed meanwhile is passed over.
+// The descriptors of a process that are memfds or one of `files` (on tmpfs, by path): number and id. What is closed
+// meanwhile is passed over.
 struct HeldObject {
     int fd = -1;
     uint64_t id = 0;
 };
-Result<std::vector<HeldObject>> held_objects(pid_t pid);
+Result<std::vector<HeldObject>> held_objects(pid_t pid, const std::map<std::string, uint64_t>& files = {});
 
 class SharedObjects {
   public:
@@ -74,6 +75,9 @@ class SharedObjects {
     // They were sent.
     void sent();
 
+    // The files on tmpfs among them: paths and ids.
+    const std::map<std::string, uint64_t>& files() const { return files_; }
+
   private:
     struct Object;
     void touch(const image::MappingRange& mapping, Ranges addresses);
@@ -82,6 +86,7 @@ class SharedObjects {
     Result<void> find_held(pid_t pid);
 
     std::map<uint64_t, std::unique_ptr<Object>> objects_;
+    std::map<std::string, uint64_t> files_;  // paths and ids of those on tmpfs
 };
 
 }  // namespace godwit

@@ -52,10 +52,10 @@ Result<Ranges> data_in(int fd, const Vma& vma, const Ranges& among) {
             if (data < 0 && errno == ENXIO) break;
             const off_t hole = data < 0 ? -1 : ::lseek(fd, data, SEEK_HOLE);
             if (hole < 0) return fail_errno(fmt::format("cannot find the content of inode {}, mapped at {:x}", vma.inode, vma.start));
-            // The object may end within a page.
-            const uint64_t data_end = (static_cast<uint64_t>(hole) + page_size - 1) / page_size * page_size;
-            append(out, {static_cast<uint64_t>(data) / page_size * page_size - to_offset, std::min(end, data_end) - to_offset});
-            at = data_end;
+            // A file may end within a page.
+            const uint64_t last = (static_cast<uint64_t>(hole) + page_size - 1) / page_size * page_size;
+            append(out, {static_cast<uint64_t>(data) / page_size * page_size - to_offset, std::min(end, last) - to_offset});
+            at = last;
         }
     }
     return out;

@@ -28,6 +28,7 @@ CASES = [
     Case("shared", "shared", smoke=True),
     Case("shared-sizes", "shared", ("--size",)),
     Case("shared-sealed", "shared", ("--seal", "--readers"), smoke=True),
+    Case("shared-file", "shared", ("--file", "/dev/shm/region"), smoke=True),
     Case("files", "files", ("--dir", "{dir}"), smoke=True),
     Case("pipes", "pipes"),
     Case("events", "events"),

@@ -57,6 +57,7 @@ SHARED = [
     pytest.param((), rounds(3), id="shared"),
     pytest.param(("--size",), rounds(3), id="shared-sizes"),
     pytest.param(("--seal", "--readers"), EASY, id="shared-sealed"),
+    pytest.param(("--file", "/dev/shm/region"), rounds(3), id="shared-file"),
 ]
 
 

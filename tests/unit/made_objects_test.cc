@@ -131,6 +131,60 @@ TEST(MadeObjects, AnObjectDoesNotBecomeAnother) {
     EXPECT_FALSE(objects.take(layout));
 }
 
+class MadeFiles : public testing::Test {
+  protected:
+    void TearDown() override { ::unlink(path.c_str()); }
+    image::Layout layout() const {
+        image::Layout out;
+        add_object(out, 7, image::OBJECT_TMPFS, page).set_name(path);
+        return out;
+    }
+    bool there() const { return ::access(path.c_str(), F_OK) == 0; }
+    const std::string path = fmt::format("/dev/shm/godwit-test-{}", ::getpid());
+};
+
+TEST_F(MadeFiles, AFileThatWasNotAgreedOnIsNotMade) {
+    MadeObjects objects;
+    objects.may_make({path + "-other"});
+    const auto taken = objects.take(layout());
+    ASSERT_FALSE(taken);
+    EXPECT_EQ(taken.error().code, ExitCode::peer);
+    EXPECT_FALSE(there());
+}
+
+TEST_F(MadeFiles, AFileGoesAgainUnlessTheTreeIsOurs) {
+    for (const bool released : {false, true}) {
+        {
+            MadeObjects objects;
+            objects.may_make({path});
+            ASSERT_OK(objects.take(layout()));
+            EXPECT_TRUE(there());
+            if (released) objects.release();
+        }
+        EXPECT_EQ(there(), released);
+    }
+}
+
+TEST_F(MadeFiles, AFileThatIsThereIsLeftAlone) {
+    ASSERT_TRUE(replace_file(path, "another's"));
+    {
+        MadeObjects objects;
+        objects.may_make({path});
+        EXPECT_FALSE(objects.take(layout()));
+    }
+    EXPECT_EQ(*read_file(path), "another's");
+}
+
+TEST_F(MadeFiles, AFileThatTookTheNameMeanwhileIsLeftAlone) {
+    {
+        MadeObjects objects;
+        objects.may_make({path});
+        ASSERT_OK(objects.take(layout()));
+        ASSERT_TRUE(replace_file(path, "another's"));
+    }
+    EXPECT_EQ(*read_file(path), "another's");
+}
+
 class MappedObjectsTest : public SkeletonTest {
   protected:
     // Anonymous memory mapped twice, a memfd mapped for reading and privately.

@@ -44,7 +44,7 @@ class SharedObjectsTest : public tracked::WpAsync {
     }
 
     void start_rounds() {
-        auto reader = LayoutReader::make(victim_.pid(), victim_.pid(), {});
+        auto reader = LayoutReader::make(victim_.pid(), victim_.pid(), {}, options_);
         ASSERT_TRUE(reader) << reader.error().what;
         reader_ = std::make_unique<LayoutReader>(std::move(*reader));
         const auto started = tracked::start(*tracker_, victim_.pid());
@@ -96,6 +96,7 @@ class SharedObjectsTest : public tracked::WpAsync {
     }
 
     uint64_t buffer_ = 0;
+    CollectOptions options_;
     std::unique_ptr<LayoutReader> reader_;
     SharedObjects objects_;
     image::Layout layout_;  // as told last
@@ -358,6 +359,32 @@ TEST_F(SharedObjectsTest, LookingChangesNeitherPositionNorTimes) {
     round();
     EXPECT_EQ(victim_.call(SYS_lseek, fd, 0, SEEK_CUR), 123u);
     EXPECT_EQ(look(), before);
+}
+
+// Opened, written and closed between two looks, by its name.
+TEST_F(SharedObjectsTest, AFileIsComparedThoughNobodyHoldsItOpen) {
+    const std::string path = fmt::format("/dev/shm/godwit-test-{}", ::getpid());
+    const Undo remove([&] { ::unlink(path.c_str()); });
+    const UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    ASSERT_EQ(::pwrite(fd.get(), "x", 1, 3 * page), 1);
+    struct stat info {};
+    ASSERT_EQ(::fstat(fd.get(), &info), 0);
+    options_.moving_files.insert(shared_object_id(info.st_dev, info.st_ino));
+    const uint64_t text = victim_.map(page);
+    for (size_t i = 0; i <= path.size(); ++i) victim_.poke(text + i, path.c_str()[i]);
+    const int theirs = static_cast<int>(victim_.call(SYS_openat, AT_FDCWD, text, O_RDWR));
+    map_object(theirs, 4);
+    victim_.call(SYS_close, theirs);
+    start_rounds();
+    let_stamps_age();
+    round();
+    ASSERT_NE(told(path), nullptr);
+    EXPECT_EQ(told(path)->kind(), image::OBJECT_TMPFS);
+    EXPECT_EQ(sent(told(path)->id()), Pages{3});
+    ASSERT_EQ(::pwrite(fd.get(), "y", 1, 3 * page + 7), 1);
+    round();
+    EXPECT_EQ(sent(told(path)->id()), Pages{3});
+    EXPECT_EQ(objects_.files().count(path), 1u);
 }
 
 TEST(ObjectPages, WhatIsBehindTheEndIsZeroInTheLastPageAndGoneBeyondIt) {

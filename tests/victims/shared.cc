@@ -3,6 +3,7 @@
 // writes go through the mappings, or by pwrite(2); what is read goes by another way than what is written.
 //
 // --size  the sizes of some change while it runs    --seal  some memfds are sealed: they change no more
+// --file PATH  a file on tmpfs is mapped twice, at different offsets
 // --readers  a memfd is mapped for reading, privately, and nameless parts of it by name
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -240,7 +241,22 @@ int main(int argc, char** argv) {
     std::unique_ptr<Readers> readers;
     if (self.flag("readers")) readers = std::make_unique<Readers>();
 
+    const std::string path = self.text("file", "");
+    int file = -1;
+    if (!path.empty()) {
+        file = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL, 0640);
+        CHECK(file >= 0 && ftruncate(file, 90 * page) == 0);
+        regions.emplace_back("file, mapped", 60, file, map(file, 60), nullptr);
+        unsigned char* later = map(file, 30, PROT_READ | PROT_WRITE, MAP_SHARED, 60);
+        regions.emplace_back("file, second part", 30, -1, later, map(file, 30, PROT_READ, MAP_SHARED, 60));
+        const int closed_file = open((path + ".closed").c_str(), O_RDWR | O_CREAT | O_EXCL, 0600);
+        CHECK(closed_file >= 0 && ftruncate(closed_file, 20 * page) == 0);
+        regions.emplace_back("file, closed", 20, -1, map(closed_file, 20), map(closed_file, 20));
+        CHECK(close(closed_file) == 0);
+    }
+
     std::vector<Facts> facts;
+    if (file >= 0) facts.push_back({file});
     for (const int fd : {mapped, written, alone, second, empty}) facts.push_back({fd});
     if (sealed) facts.push_back({sealed->fd}), facts.push_back({sealed->not_growing});
     if (readers) facts.push_back({readers->fd});
@@ -261,5 +277,11 @@ int main(int argc, char** argv) {
     for (const Region& region : regions) region.look();
     for (size_t i = 32 * page; i < 64 * page; i += 100) CHECK(half[i] == 0x78);
     if (readers) readers->check_one();
+    if (file >= 0) {
+        // The names lead to what is mapped.
+        struct stat named {}, held {};
+        CHECK(stat(path.c_str(), &named) == 0 && fstat(file, &held) == 0 && named.st_ino == held.st_ino && named.st_dev == held.st_dev);
+        CHECK(unlink(path.c_str()) == 0 && unlink((path + ".closed").c_str()) == 0);
+    }
     return self.done();
 }

@@ -34,13 +34,13 @@ def _table(bench, title, what, found, each, unit):
     names = [name for name in next(iter(found.values()))[0].report["downtime_phases_ms"] if any(_phase(runs, name) >= 0.3 for runs in found.values())]
     rows = [[many, _downtime(runs), min(run.downtime_ms for run in runs), max(run.downtime_ms for run in runs), *(_phase(runs, name) for name in names)]
             for many, runs in found.items()]
-    # Of medians: one run that met a busy machine must not tilt the line.
-    rise, _ = slope((many / each, _downtime(runs)) for many, runs in found.items())
-    rows.append([f"rise, {unit}", rise, None, None, *(slope((many / each, _phase(runs, name)) for many, runs in found.items())[0] for name in names)])
+    # Column by column, of medians: one run that met a busy machine must not tilt the line.
+    rises = [slope((row[0] / each, row[column]) for row in rows)[0] for column in range(1, len(rows[0]))]
+    rows.append([f"rise, {unit}", *rises])
     bench.findings.table(title, [what, "downtime ms", "least", "most", *names], rows,
                          "medians, then the phases that downtime consists of, but those below 0.3 ms; rise: least squares through the medians")
     bench.findings.raw(title, {str(many): [run.report for run in runs] for many, runs in found.items()})
-    return rise
+    return rises[0]
 
 
 def memory(bench):

@@ -1,7 +1,7 @@
 // A process to migrate, of any size: memory, pages it keeps writing to, threads, mappings, descriptors.
 //
 // It knows what everything in it must be. On SIGTERM it checks all of it and writes "done" or "FAIL ..." to its log.
-// While it lives it logs "beat NANOSECONDS WRITES" (CLOCK_REALTIME, which host changes leave alone) some 50 times a second.
+// While it lives it logs "beat NANOSECONDS WRITES" (CLOCK_REALTIME, which host changes leave alone) some 500 times a second, at most.
 //
 // The pages of the dirty set are written in order, all with one number, then all with the next. So at any moment there
 // is one edge at most between pages of the new number and pages of the last; a page that was lost or is stale makes a second.
@@ -27,7 +27,7 @@
 namespace {
 
 constexpr uint64_t page_size = 4096, words_per_page = page_size / sizeof(uint64_t);
-constexpr uint64_t beat_ns = 20'000'000;
+constexpr uint64_t beat_ns = 2'000'000;
 constexpr uint64_t slice_ns = 1'000'000;  // a paced writer sleeps between slices
 
 struct Options {
@@ -195,7 +195,7 @@ void live() {
             next_beat = now + beat_ns;
         }
         if (options.dirty_pages == 0) {
-            sleep_ns(5'000'000);
+            sleep_ns(2'000'000);
         } else if (options.dirty_rate == 0) {
             for (int i = 0; i < 256; ++i) write_next_page();
         } else {
