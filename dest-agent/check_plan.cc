@@ -109,6 +109,20 @@ std::vector<Problem> check_file(const image::FileIdentity& theirs, const image::
                     "install the same version, or --trust-files PATTERN if you know better")};
 }
 
+void CheckedFiles::add(const image::FileIdentity& file) {
+    files_.emplace(file.path(), file.device(), file.inode(), false);
+    // Whoever may write it was checked more strictly than who only reads.
+    if (file.writable()) files_.emplace(file.path(), file.device(), file.inode(), true);
+}
+
+Result<void> CheckedFiles::require(const image::Layout& layout) const {
+    for (const image::MappedFile& file : layout.files())
+        if (!files_.contains({file.path(), file.device(), file.inode(), file.writable()}))
+            return peer_failed(fmt::format("the layout of pid {} maps {}, which was not compared", layout.pid(), printable(file.path())),
+                               "the source is broken or hostile");
+    return {};
+}
+
 std::vector<Problem> check_plan(const image::Plan& plan, const CredentialPolicy& policy) {
     std::vector<Problem> problems;
     if (plan.mode() != image::MODE_STOP && plan.mode() != image::MODE_PRE_COPY)

@@ -3,9 +3,11 @@
 
 #include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "common/base/result.h"
+#include "common/image/process.pb.h"
 #include "common/image/session.pb.h"
 #include "dest-agent/policy.h"
 
@@ -19,5 +21,17 @@ std::set<std::string> files_to_come(const image::Plan& plan);
 
 // A file of the plan against the file of that name here.
 std::vector<Problem> check_file(const image::FileIdentity& theirs, const image::Plan& plan, const std::string& boot_id);
+
+// The files of a source that passed check_file(): layouts map no others.
+class CheckedFiles {
+  public:
+    void add(const image::FileIdentity& file);
+    // A Problem names a file that was not checked, or not for writing.
+    Result<void> require(const image::Layout& layout) const;
+
+  private:
+    using Key = std::tuple<std::string, uint64_t, uint64_t, bool>;  // path, device, inode, writable
+    std::set<Key> files_;
+};
 
 }  // namespace godwit

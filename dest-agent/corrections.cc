@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 
 #include "common/base/fault.h"
@@ -103,9 +104,12 @@ Result<void> Skeleton::State::drop(const image::Layout& next) {
 Result<void> Skeleton::State::correct_threads(const image::Layout& next) {
     const std::set<int32_t> wanted(next.tids().begin(), next.tids().end());
     std::set<int32_t> there;
+    std::optional<RemotePtr> instruction;  // to find it, all mappings are read
     for (Tracee& task : tasks) {
         there.insert(task.tid());
-        if (!wanted.contains(task.tid())) TRY(end_thread(task));
+        if (wanted.contains(task.tid())) continue;
+        if (!instruction) instruction = TRY(find_syscall_instruction(layout.pid()));
+        TRY(end_thread(task, *instruction));
     }
     std::vector<int32_t> born;
     for (const int32_t tid : next.tids())
@@ -122,10 +126,10 @@ Result<void> Skeleton::State::correct_threads(const image::Layout& next) {
     return {};
 }
 
-// The thread makes its exit(2) by itself; its tracer is told of its end.
-Result<void> Skeleton::State::end_thread(Tracee& task) {
+// The thread makes its exit(2) by itself, by that system call instruction; its tracer is told of its end.
+Result<void> Skeleton::State::end_thread(Tracee& task, RemotePtr instruction) {
     Registers registers = TRY(task.registers());
-    registers.rip = TRY(find_syscall_instruction(layout.pid())).address();
+    registers.rip = instruction.address();
     registers.rax = SYS_exit;
     registers.rdi = 0;
     registers.orig_rax = ~0ull;

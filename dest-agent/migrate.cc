@@ -46,7 +46,7 @@ class Incoming {
     Result<void> await_message(PageReceiver& receiver);
     Result<void> receive_rounds(PageReceiver& receiver, DestCommit& guard);
     Result<void> receive_layout(image::Layout layout, DestCommit& guard);
-    Result<void> check_new_files(const image::Layout& layout) const;
+    Result<void> check_files(const image::Layout& layout);
     Result<void> finish_round(PageReceiver& receiver, uint32_t round);
     Result<void> finish_last_round(PageReceiver& receiver, uint32_t round);
     Result<void> wait_for_pages(PageReceiver& receiver, const image::RoundEnd& end, uint32_t round);
@@ -63,6 +63,7 @@ class Incoming {
     int64_t plan_arrived_ns_ = 0;
     std::shared_ptr<Session> session_;
     std::optional<Spawner> spawner_;
+    CheckedFiles files_;
     MadeObjects objects_;
     std::vector<Skeleton> skeletons_;
     Ledger ledger_;
@@ -103,6 +104,7 @@ Result<bool> Incoming::agree() {
         else
             problems.push_back(session.error());
     }
+    for (const image::FileIdentity& file : plan_.files()) files_.add(file);
     to_wire(problems, *reply.mutable_problems());
     auto sent = control_.send(FrameType::plan_reply, reply);
     if (!sent && session_) sessions_.close(id_);
@@ -175,7 +177,7 @@ Result<void> Incoming::receive_layout(image::Layout layout, DestCommit& guard) {
         return !process.pid().id().empty() && *process.pid().id().rbegin() == layout.pid();
     });
     if (!known) return peer_failed(fmt::format("a layout of pid {}, which the plan does not name", layout.pid()));
-    TRY(check_new_files(layout));
+    TRY(check_files(layout));
     for (Skeleton& skeleton : skeletons_)
         if (skeleton.pid() == layout.pid()) return skeleton.correct(std::move(layout));
     if (layout.same_mappings() || layout.dropped_size() != 0)
@@ -184,13 +186,16 @@ Result<void> Incoming::receive_layout(image::Layout layout, DestCommit& guard) {
     return guard.adopt(skeletons_.back().pid());
 }
 
-// Files that the tree mapped after the plan was made.
-Result<void> Incoming::check_new_files(const image::Layout& layout) const {
-    if (layout.new_files_size() == 0) return {};
-    const std::string boot_id = TRY(this_machine()).boot_id();
-    for (const image::FileIdentity& file : layout.new_files())
-        for (const Problem& problem : check_file(file, plan_, boot_id)) return Failure(problem);
-    return {};
+// What a layout maps was in the plan, or comes with it: files that the tree mapped after the plan was made.
+Result<void> Incoming::check_files(const image::Layout& layout) {
+    if (layout.new_files_size() != 0) {
+        const std::string boot_id = TRY(this_machine()).boot_id();
+        for (const image::FileIdentity& file : layout.new_files()) {
+            for (const Problem& problem : check_file(file, plan_, boot_id)) return Failure(problem);
+            files_.add(file);
+        }
+    }
+    return files_.require(layout);
 }
 
 Result<void> Incoming::finish_round(PageReceiver& receiver, uint32_t round) {

@@ -46,7 +46,7 @@ struct Skeleton::State {
     Result<void> adjust(const std::vector<LayoutChanges::Part>& parts);
     Result<void> drop(const image::Layout& next);
     Result<void> correct_threads(const image::Layout& next);
-    Result<void> end_thread(Tracee& task);
+    Result<void> end_thread(Tracee& task, RemotePtr instruction);
 
     // seams.cc
     Result<void> close_seams();

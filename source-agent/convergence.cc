@@ -23,10 +23,15 @@ void Convergence::scanned(uint64_t bytes, double elapsed_ms, double scan_ms) {
 
 void Convergence::sent(uint64_t bytes, double ms) {
     ++rounds_;
-    if (ms <= 0 || (link_rate_ && bytes < telling_bytes)) return;
+    if (ms <= 0) return;
     const double rate = std::max(1.0, static_cast<double>(bytes) / ms * 1000);
-    // Rounds differ: round 0 goes into memory never touched, later ones are scattered.
-    link_rate_ = link_rate_ && bytes >= telling_bytes ? (*link_rate_ + rate) / 2 : rate;
+    // Rounds differ: round 0 builds the skeleton, goes into memory never touched and leaves zeros out, later ones are
+    // scattered as the last one will be. So the first later one that tells replaces it.
+    if (link_rate_ && bytes < telling_bytes)
+        link_rate_ = std::max(*link_rate_, rate);  // latency is in it: the link takes that much at least
+    else
+        link_rate_ = told_ > 1 ? (*link_rate_ + rate) / 2 : rate;
+    if (rounds_ == 1 || bytes >= telling_bytes) ++told_;
 }
 
 std::optional<double> Convergence::predicted_ms() const {

@@ -45,6 +45,7 @@ class Convergence {
     ConvergenceLimits limits_;
     double fixed_ms_;
     uint32_t rounds_ = 0;
+    uint32_t told_ = 0;  // of them, whose rate counted as the link's
     uint64_t pending_ = 0;
     double scan_ms_ = 0;
     std::optional<double> dirty_rate_;

@@ -166,12 +166,6 @@ std::optional<double> MemoryRounds::bytes_per_second() const {
     return static_cast<double>(streams_.bytes_sent() - bytes_before_) / seconds;
 }
 
-uint64_t MemoryRounds::mappings() const {
-    uint64_t sum = 0;
-    for (const auto& member : members_) sum += static_cast<uint64_t>(member->scanned.mappings_size());
-    return sum;
-}
-
 Result<void> MemoryRounds::send_layouts(bool last) {
     round_ = Round{next_round_++, {}, 0, 0};
     round_begun_ = Clock::now();
@@ -199,6 +193,7 @@ Result<void> MemoryRounds::send_layouts(bool last) {
         if (member == members_.front()) round_.dropped_pages += objects_.tell(message) / page_size;
         round_.dropped_pages += bytes_in(member->dropped) / page_size;
         TRY(control_.send(FrameType::layout, message));
+        member->reader.told(message);
         member->told = true;
         member->told_mappings = std::move(mappings);
         member->dropped.clear();

@@ -52,7 +52,6 @@ class MemoryRounds {
     Result<void> finish_last();
 
     uint64_t pending_bytes() const;  // found by the last scan and before, not sent yet
-    uint64_t mappings() const;       // of all processes, as of the last scan
     // Of the round that is being sent.
     uint64_t pages_of_round() const { return pages_of_round_; }
     uint64_t pages_done() const;

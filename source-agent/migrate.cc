@@ -132,7 +132,7 @@ class Migration {
     void remove_moved_files(const MemoryRounds& memory) const;
     void close_ledger(const SourceCommit& commit, const MemoryRounds& memory);
     void note_round(const MemoryRounds& memory, bool frozen);
-    uint64_t items(const MemoryRounds& memory) const;
+    uint64_t count_items() const;
     void tell(Stage stage, const MemoryRounds* memory = nullptr);
     std::optional<Problem> own_end() const;
     MigrateOutcome finish(Result<void> result);
@@ -151,6 +151,7 @@ class Migration {
     Clock::time_point begun_ = Clock::now();
     Clock::time_point round_begun_{};
     double scan_ms_ = 0;
+    uint64_t items_ = 0;
     Clock::time_point frozen_at_{};
     MigrateOutcome outcome_;
 };
@@ -237,8 +238,9 @@ Result<void> Migration::copy_running(MemoryRounds& memory) {
     TRY(memory.track(options_.tracker));
     report().tracker = memory.backend();
     const auto limit = static_cast<double>(options_.downtime_limit.count());
+    items_ = count_items();
     progress_.downtime_limit_ms = limit;
-    Convergence convergence({limit, options_.max_rounds, options_.force}, calibration_.fixed_ms(items(memory)));
+    Convergence convergence({limit, options_.max_rounds, options_.force}, calibration_.fixed_ms(items_));
     Clock::time_point scanned_at{};
     for (;;) {
         round_begun_ = Clock::now();
@@ -371,7 +373,7 @@ void Migration::close_ledger(const SourceCommit& commit, const MemoryRounds& mem
     // What remains without pages, for the prediction of the next one.
     const auto rate = report().link_bytes_per_second.value_or(0);
     const double pages_ms = rate > 0 ? static_cast<double>(memory.last_round().sent.pages) * 4096 / rate * 1000 : 0;
-    calibration_.learn(items(memory), std::max(1.0, report().downtime_ms - scan_ms_ - pages_ms));
+    calibration_.learn(items_, std::max(1.0, report().downtime_ms - scan_ms_ - pages_ms));
 }
 
 void Migration::note_round(const MemoryRounds& memory, bool frozen) {
@@ -388,10 +390,11 @@ void Migration::note_round(const MemoryRounds& memory, bool frozen) {
     report().rounds.push_back(entry);
 }
 
-// What the fixed part of the downtime grows with.
-uint64_t Migration::items(const MemoryRounds& memory) const {
-    uint64_t count = memory.mappings();
+// What the fixed part of the downtime grows with. Counted once, while the tree is there: predicted and learned by the same measure.
+uint64_t Migration::count_items() const {
+    uint64_t count = 0;
     for (const pid_t pid : tree_.pids) {
+        if (const auto mappings = read_maps(pid)) count += mappings->size();
         if (const auto tasks = read_tasks(pid)) count += tasks->size();
         if (const auto fds = read_fd_numbers(pid)) count += fds->size();
     }

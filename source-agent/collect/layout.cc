@@ -150,6 +150,7 @@ Result<image::Layout> LayoutReader::read_running() {
         known.push_back({vma, *found});
         kept.push_back(std::move(vma));
     }
+    add_new_files(layout);
     mappings_ = std::move(kept);
     known_ = std::move(known);
     return layout;
@@ -185,6 +186,7 @@ Result<image::Layout> LayoutReader::read_stopped() {
         const MappingClass found = TRY(classify(vma));
         TRY(add(vma, found, layout));
     }
+    add_new_files(layout);
     return layout;
 }
 
@@ -197,7 +199,7 @@ Result<void> LayoutReader::check_guards(const Vma& vma) const {
 }
 
 Result<void> LayoutReader::add(const Vma& vma, const MappingClass& found, image::Layout& layout) {
-    if (!found.path.empty()) TRY(add_file(vma, found, layout));
+    if (!found.path.empty()) TRY(add_file(vma, found));
     image::MappingRange& range = *layout.add_mappings();
     range.set_start(vma.start);
     range.set_end(vma.end);
@@ -219,15 +221,31 @@ Result<void> LayoutReader::add(const Vma& vma, const MappingClass& found, image:
 }
 
 // A file that is mapped since the survey: the destination compares it with its own before it maps it.
-Result<void> LayoutReader::add_file(const Vma& vma, const MappingClass& found, image::Layout& layout) {
+Result<void> LayoutReader::add_file(const Vma& vma, const MappingClass& found) {
     const bool writable = writes_file(vma, found.kind);
     std::string key = file_key(found.path, found.device, found.inode, writable);
-    if (files_.contains(key)) return {};
+    if (files_.contains(key) || untold_.contains(key)) return {};
     image::FileIdentity identity = TRY(identify_file(classifier_.link_of(vma), found.path, writable));
+    if (identity.device() != found.device || identity.inode() != found.inode)
+        return fail_errno(ENOENT, classifier_.describe(vma) + " is of another file now");
     identity.set_used_by(fmt::format("pid {} mapping {:x}-{:x}", pid_inside_, vma.start, vma.end));
-    *layout.add_new_files() = std::move(identity);
-    files_.insert(std::move(key));
+    untold_.emplace(std::move(key), std::move(identity));
     return {};
+}
+
+void LayoutReader::add_new_files(image::Layout& layout) const {
+    for (const image::MappedFile& file : layout.files()) {
+        const auto found = untold_.find(file_key(file.path(), file.device(), file.inode(), file.writable()));
+        if (found != untold_.end()) *layout.add_new_files() = found->second;
+    }
+}
+
+void LayoutReader::told(const image::Layout& layout) {
+    for (const image::FileIdentity& file : layout.new_files()) {
+        std::string key = file_key(file.path(), file.device(), file.inode(), file.writable());
+        untold_.erase(key);
+        files_.insert(std::move(key));
+    }
 }
 
 void mark_content(image::Layout& layout, const std::vector<ByteRange>& ranges) {

@@ -8,6 +8,7 @@
 // Nothing here touches the process. Threads: one at a time.
 #pragma once
 
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
@@ -29,6 +30,9 @@ class LayoutReader {
     // A mapping that cannot be carried is a Problem that names it.
     Result<image::Layout> read_stopped();
 
+    // The destination has this layout, and so knows its new files.
+    void told(const image::Layout& layout);
+
     // The mappings that the last layout was made of.
     const std::vector<Vma>& mappings() const { return mappings_; }
     pid_t pid() const { return pid_; }
@@ -43,7 +47,8 @@ class LayoutReader {
     Result<std::vector<Vma>> list_stopped() const;
     Result<image::Layout> begin() const;
     Result<MappingClass> classify(const Vma& vma) const;
-    Result<void> add_file(const Vma& vma, const MappingClass& found, image::Layout& layout);
+    Result<void> add_file(const Vma& vma, const MappingClass& found);
+    void add_new_files(image::Layout& layout) const;
     Result<void> check_guards(const Vma& vma) const;
     Result<void> add(const Vma& vma, const MappingClass& found, image::Layout& layout);
 
@@ -54,6 +59,7 @@ class LayoutReader {
     std::vector<Vma> mappings_;
     std::vector<Known> known_;  // by address
     std::set<std::string> files_;  // that the destination knows of
+    std::map<std::string, image::FileIdentity> untold_;  // mapped since the plan; not every layout is sent
     std::set<uint64_t> moving_files_;
 };
 

@@ -1,9 +1,11 @@
 """Memory is copied in rounds while the program runs: nothing of it may be lost, whatever the program does meanwhile."""
+import os
 import re
+from pathlib import Path
 
 import pytest
 
-from harness import DONE, FAILED, UNSUPPORTED, USAGE, differences, picture, wait_until
+from harness import DONE, FAILED, STATE, UNSUPPORTED, USAGE, differences, picture, wait_until
 
 MIB = 1 << 20
 # A limit that is met however busy the machine is.
@@ -184,6 +186,17 @@ def test_one_round_is_enough_where_the_limit_allows_it(pair):
     report = pair.migrate(victim, *EASY, "--max-rounds", "1", mode="pre-copy").report
     found = check_rounds(report, 1)
     assert found[0]["pages"] >= 2048 > 1000 > found[1]["pages"], found
+    victim.finish()
+
+
+def test_downtime_is_learned_by_the_count_that_predicts_it(pair):
+    """Its tasks and descriptors, which are gone when it is learned, and its mappings, which no scan has told when it is predicted."""
+    victim = pair.victim("threads", "--threads", "200")
+    root = Path(f"/proc/{victim.host.outer(victim.pid)}")
+    count = len((root / "maps").read_text().splitlines()) + len(os.listdir(root / "fd")) + len(os.listdir(root / "task"))
+    pair.migrate(victim, *EASY, mode="pre-copy")
+    learned = pair.a.output(["sh", "-c", f"cat {STATE}/calibration-*"]).split()
+    assert learned[0] == "items" and abs(int(learned[1]) - count) < 20, (learned, count)
     victim.finish()
 
 

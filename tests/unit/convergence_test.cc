@@ -97,6 +97,29 @@ TEST(Convergence, TinyRoundsDoNotTellOfTheLink) {
     EXPECT_NEAR(*convergence.link_bytes_per_second(), 1000.0 * mib, 1);
 }
 
+TEST(Convergence, SlowBuildingOfASmallTreeIsNotTakenForTheLink) {
+    Convergence convergence({100, 20, false}, 5);
+    convergence.scanned(mib, 0, 1);
+    convergence.sent(mib, 200);  // a skeleton was built
+    convergence.scanned(mib, 200, 1);
+    EXPECT_EQ(convergence.decide(), Decision::round);
+    convergence.sent(mib, 5);
+    convergence.scanned(mib, 5, 1);
+    EXPECT_LT(*convergence.predicted_ms(), 20);
+    EXPECT_EQ(convergence.decide(), Decision::freeze);
+}
+
+TEST(Convergence, RoundZeroOfZerosDoesNotPromiseAFastLink) {
+    Convergence convergence({100, 20, false}, 5);
+    convergence.scanned(8192 * mib, 0, 1);
+    convergence.sent(8192 * mib, 4000);
+    convergence.scanned(80 * mib, 4000, 1);
+    convergence.sent(80 * mib, 800);
+    convergence.scanned(16 * mib, 800, 1);
+    EXPECT_GE(*convergence.predicted_ms(), 160);
+    EXPECT_EQ(convergence.decide(), Decision::round);
+}
+
 class CalibrationTest : public ::testing::Test {
   protected:
     void SetUp() override {

@@ -165,6 +165,31 @@ TEST_F(WpAsync, DontneedOfASharedMappingDropsNothing) {
     expect(at, 8, {}, {0, 1});
 }
 
+// The entry that was written is gone with its mark; only the object has the page.
+TEST_F(WpAsync, SharedPageWrittenBeforeItLeavesThePageTableIsTold) {
+    const uint64_t at = tracked(8, MAP_SHARED | MAP_ANONYMOUS);
+    expect(at, 8, {});
+    victim_.write(at, {3, 5});
+    victim_.call(SYS_madvise, at + 3 * page, page, MADV_DONTNEED);
+    expect(at, 8, {3, 5});
+    expect(at, 8, {});
+}
+
+TEST_F(WpAsync, ObjectThatEndsWithinAPageIsToldInWholePages) {
+    begin();
+    const auto fd = static_cast<int>(victim_.call(SYS_memfd_create, victim_.map(page), 0));
+    victim_.call(SYS_ftruncate, fd, 2 * page + 10);
+    const uint64_t at = victim_.map(3 * page, PROT_READ | PROT_WRITE, MAP_SHARED, 0, fd);
+    const uint64_t from = victim_.map(page);
+    victim_.poke(from);
+    victim_.call(SYS_pwrite64, fd, from, 1, 2 * page);
+    for (const ByteRange& range : collect().written) EXPECT_EQ(range.end % page, 0u);
+    expect(at, 3, {});
+    victim_.write(at, {2});
+    victim_.call(SYS_madvise, at, 3 * page, MADV_DONTNEED);
+    for (const ByteRange& range : collect().written) EXPECT_EQ(range.end % page, 0u);
+}
+
 TEST_F(WpAsync, SharedMappingTellsWrites) {
     const uint64_t at = tracked(8, MAP_SHARED | MAP_ANONYMOUS);
     expect(at, 8, {});

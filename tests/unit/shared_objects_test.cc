@@ -325,6 +325,24 @@ TEST_F(SharedObjectsTest, AnObjectThatIsLetGoIsToldNoMore) {
     EXPECT_EQ(objects_.pending_bytes(), 0u);
 }
 
+// The mapping moved while the list was read, and no layout without it was sent: the destination has the object still.
+TEST_F(SharedObjectsTest, AnObjectThatALookMissesIsTheSameOne) {
+    const int fd = memfd(4, "missed");
+    map_object(fd, 4);
+    start_rounds();
+    round();
+    const uint64_t id = told("missed")->id();
+    let_stamps_age();
+    pwrite(fd, 2 * page, 0);
+    objects_.begin_look();
+    ASSERT_TRUE(objects_.end_look());
+    EXPECT_EQ(objects_.pending_bytes(), 0u);
+    round();
+    EXPECT_EQ(sent(id), Pages{2});
+    ASSERT_EQ(jobs_.size(), 1u);
+    EXPECT_FALSE(jobs_[0].zeros_there) << "the destination would keep what was there before the zeros";
+}
+
 TEST_F(SharedObjectsTest, LookingChangesNeitherPositionNorTimes) {
     const int fd = memfd(2, "held");
     victim_.call(SYS_lseek, fd, 123, SEEK_SET);
