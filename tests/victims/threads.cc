@@ -18,6 +18,7 @@ pthread_mutex_t robust;
 pthread_mutex_t plain = PTHREAD_MUTEX_INITIALIZER;
 pthread_cond_t turn = PTHREAD_COND_INITIALIZER;
 unsigned long robust_count = 0;
+unsigned long set_up = 0;  // workers
 volatile bool ending = false;
 volatile bool first_may_end = false;
 
@@ -76,6 +77,7 @@ void* work(void* argument) {
     pthread_sigmask(SIG_SETMASK, &mask, nullptr);
     const auto tid = static_cast<pid_t>(syscall(SYS_gettid));
     tls_value = static_cast<unsigned long>(start->index) % 1000;
+    __atomic_add_fetch(&set_up, 1, __ATOMIC_RELEASE);
     unsigned long turns = 0;
     while (start->index == 0 ? !first_may_end : !ending) {
         CHECK(vectors_survive_sleep(0x1111111111111111UL * (static_cast<unsigned long>(start->index) % 15 + 1) + turns, start->rest_ms));
@@ -115,6 +117,7 @@ int main(int argc, char** argv) {
     for (long i = 0; i < count; ++i)
         CHECK(pthread_create(&threads[static_cast<size_t>(i)], &small, work,
                              new Start{static_cast<int>(i), count > 16 ? count / 2 : 4}) == 0);
+    while (__atomic_load_n(&set_up, __ATOMIC_ACQUIRE) != threads.size()) sleep_ms(1);
     self.ready();
     unsigned long last = 0;
     long long moved = now_ns();
