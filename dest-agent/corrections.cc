@@ -112,8 +112,10 @@ Result<void> Skeleton::State::correct_threads(const image::Layout& next) {
         TRY(end_thread(task, *instruction));
     }
     std::vector<int32_t> born;
-    for (const int32_t tid : next.tids())
-        if (!there.contains(tid)) born.push_back(tid);
+    // Threads that were born meanwhile are made in the end: one that lives for a moment needs no task id here.
+    if (next.last())
+        for (const int32_t tid : next.tids())
+            if (!there.contains(tid)) born.push_back(tid);
     // A task that was forgotten has no number any more.
     std::erase_if(tasks, [](const Tracee& task) { return task.tid() == 0; });
     remote->host_moved(tasks.front());

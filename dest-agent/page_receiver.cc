@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <system_error>
+
 namespace godwit {
 namespace {
 
@@ -13,7 +15,13 @@ constexpr milliseconds abort_limit{2'000};
 
 PageReceiver::PageReceiver(std::vector<std::unique_ptr<Channel>> channels, Find find) : find_(std::move(find)) {
     for (auto& channel : channels) streams_.push_back({std::move(channel), 0, std::nullopt, false});
-    for (Stream& stream : streams_) threads_.emplace_back([this, &stream] { receive(stream); });
+    threads_.reserve(streams_.size());
+    try {
+        for (Stream& stream : streams_) threads_.emplace_back([this, &stream] { receive(stream); });
+    } catch (const std::system_error& error) {
+        const std::lock_guard lock(lock_);
+        problem_ = Problem{fmt::format("cannot start a thread: {}", error.what()), "is the number of processes limited (ulimit -u, pids.max)?", ExitCode::failed, 0};
+    }
 }
 
 PageReceiver::~PageReceiver() {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <system_error>
 
 #include "common/base/defer.h"
 #include "common/base/fault.h"
@@ -233,7 +234,7 @@ Result<void> MemoryRounds::send_running() {
     TRY(send_layouts(false));
     tick_();
     const std::vector<PageJob> jobs = make_jobs();
-    auto pages = std::async(std::launch::async, [&] { return streams_.send(round_.number, jobs); });
+    auto pages = TRY(start_sending(jobs));
     while (pages.wait_for(tick_every) != std::future_status::ready) tick_();
     round_.sent = TRY(pages.get());
     fault_point("round:sent");
@@ -250,16 +251,29 @@ Result<void> MemoryRounds::send_running() {
     return {};
 }
 
+// Reads `jobs` until it is done.
+Result<std::future<Result<SentPages>>> MemoryRounds::start_sending(const std::vector<PageJob>& jobs) try {
+    return std::async(std::launch::async, [this, &jobs] { return streams_.send(round_.number, jobs); });
+} catch (const std::system_error& error) {
+    return fail(fmt::format("cannot start a thread: {}", error.what()), "is the number of processes limited (ulimit -u, pids.max)?");
+}
+
 Result<void> MemoryRounds::begin_last() {
     TRY(send_layouts(true));
     tick_();
     last_jobs_ = make_jobs();
-    last_pages_ = std::async(std::launch::async, [this] { return streams_.send(round_.number, last_jobs_); });
+    last_pages_ = TRY(start_sending(last_jobs_));
     return {};
 }
 
-Result<void> MemoryRounds::finish_last() {
-    while (last_pages_.wait_for(tick_every) != std::future_status::ready) tick_();
+Result<void> MemoryRounds::finish_last(std::optional<milliseconds> limit) {
+    const Clock::time_point begun = Clock::now();
+    while (last_pages_.wait_for(tick_every) != std::future_status::ready) {
+        tick_();
+        if (limit && Clock::now() - begun > *limit)
+            return peer_failed(fmt::format("{} has not taken the last pages within {} s", control_.peer(), limit->count() / 1000),
+                               "is that host, or the network between, overloaded? --force waits as long as it takes");
+    }
     round_.sent = TRY(last_pages_.get());
     fault_point("round:sent");
     TRY(control_.send(FrameType::last_round_end, round_end()));

@@ -49,7 +49,8 @@ class MemoryRounds {
     Result<void> scan_stopped();
     // Sends the last layouts, then pages by other threads; finish_last() waits for them and says so to the destination.
     Result<void> begin_last();
-    Result<void> finish_last();
+    // A destination that takes longer than `limit` for them is given up.
+    Result<void> finish_last(std::optional<milliseconds> limit);
 
     uint64_t pending_bytes() const;  // found by the last scan and before, not sent yet
     // Of the round that is being sent.
@@ -74,6 +75,7 @@ class MemoryRounds {
     std::vector<PageJob> make_jobs() const;
     Result<void> send_pages(bool last);
     image::RoundEnd round_end() const;
+    Result<std::future<Result<SentPages>>> start_sending(const std::vector<PageJob>& jobs);
 
     Channel& control_;
     PageStreams& streams_;

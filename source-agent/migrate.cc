@@ -126,6 +126,7 @@ class Migration {
     Failure does_not_converge(const Convergence& convergence) const;
     Result<FrozenTree> freeze();
     Result<void> copy_frozen(FrozenTree& frozen, MemoryRounds& memory);
+    std::optional<milliseconds> last_limit() const;
     Result<std::vector<image::Process>> collect_state(FrozenTree& frozen, image::Files& files);
     Result<void> send_state(const std::vector<image::Process>& processes, const image::Files& files);
     Result<void> commit(SourceCommit& commit, FrozenTree& frozen, const MemoryRounds& memory);
@@ -305,12 +306,20 @@ Result<void> Migration::copy_frozen(FrozenTree& frozen, MemoryRounds& memory) {
     TRY(memory.begin_last());
     ledger_.mark("layout");
     image::Files files;
-    const auto processes = collect_state(frozen, files);
-    TRY(memory.finish_last());
+    const auto processes = TRY(collect_state(frozen, files));
+    TRY(memory.finish_last(last_limit()));
     note_round(memory, true);
     ledger_.mark("memory");
-    if (!processes) return Failure(processes.error());
-    return send_state(*processes, files);
+    return send_state(processes, files);
+}
+
+// How long the tree may stand still for its last pages. Where the user set no limit there is none.
+std::optional<milliseconds> Migration::last_limit() const {
+    constexpr double patience = 10;  // times what was predicted
+    constexpr milliseconds least{60'000};
+    const auto& predicted = outcome_.report.predicted_downtime_ms;
+    if (options_.force || !predicted) return std::nullopt;
+    return std::max(least, milliseconds(static_cast<int64_t>(patience * *predicted)));
 }
 
 // Executors come and go in here: afterwards registers are as at the stop again, and nothing of ours is in the tree.
@@ -437,7 +446,9 @@ MigrateOutcome Migration::finish(Result<void> result) {
     if (!result) {
         auto ended = result.error().code == ExitCode::uncertain ? std::nullopt : own_end();
         links_.abort(ended ? *ended : result.error());
-        outcome_.problems = ended ? std::vector<Problem>{} : links_.troubles();
+        // What the destination says is the reason only where the reason came from there.
+        const bool ours = ended || result.error().code != ExitCode::peer;
+        if (!ours) outcome_.problems = links_.troubles();
         if (outcome_.problems.empty()) outcome_.problems = {ended ? std::move(*ended) : std::move(result.error())};
         outcome_.code = outcome_.problems.front().code;
     } else if (!outcome_.problems.empty()) {

@@ -148,6 +148,7 @@ TEST_F(CorrectionsTest, ThreadsComeAndGo) {
         image::Layout next = layout;
         next.clear_tids();
         for (const size_t index : chosen) next.add_tids(all[index]);
+        next.set_last(true);
         return next;
     };
     auto skeleton = build(with({0, 1, 2}));
@@ -169,6 +170,22 @@ TEST_F(CorrectionsTest, ThreadsComeAndGo) {
         EXPECT_EQ(batch.result_of(asked), next.tids(next.tids_size() - 1));
     }
     ASSERT_OK(skeleton->finish_memory());
+}
+
+TEST_F(CorrectionsTest, ThreadsAreMadeInTheEndOnly) {
+    const image::Layout layout = small_layout(3);
+    image::Layout few = layout;
+    few.mutable_tids()->Truncate(1);
+    auto skeleton = build(few);
+    ASSERT_OK(skeleton);
+    image::Layout busy = layout;
+    busy.add_tids(::getpid());  // lived for a moment at the source; its number is somebody's here
+    ASSERT_OK(skeleton->correct(busy));
+    EXPECT_EQ(read_tasks(skeleton->pid())->size(), 1u);
+    image::Layout last = layout;
+    last.set_last(true);
+    ASSERT_OK(skeleton->correct(last));
+    EXPECT_EQ(read_tasks(skeleton->pid())->size(), 3u);
 }
 
 TEST_F(CorrectionsTest, ExecutorMakesRoomForWhatIsMappedThere) {
