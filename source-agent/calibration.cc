@@ -16,7 +16,7 @@ namespace {
 // What does not depend on the tree: two journals on disk, the freezer, some round trips.
 constexpr double least_ms = 5;
 // Before anything is known; measured between local hosts.
-constexpr double usual_ms = 25;
+constexpr double usual_ms = 12;
 constexpr double usual_ms_per_item = 0.02;
 
 }  // namespace
