@@ -98,7 +98,6 @@ int main(int argc, char** argv) {
         CHECK(write(appender, "line\n", 5) == 5);
         appended += 5;
         CHECK(lseek(appender, 0, SEEK_CUR) == appended);
-        struct stat now {};
         devices.check();
     } while (self.going());
     for (const std::string& name : entries(folder, 1000)) CHECK(seen.insert(name).second);
