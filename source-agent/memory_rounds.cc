@@ -41,7 +41,6 @@ std::string mappings_of(const image::Layout& layout) {
     image::Layout only;
     *only.mutable_mappings() = layout.mappings();
     *only.mutable_files() = layout.files();
-    for (image::MappingRange& range : *only.mutable_mappings()) range.clear_has_content();
     return only.SerializeAsString();
 }
 
@@ -183,8 +182,6 @@ Result<void> MemoryRounds::send_layouts(bool last) {
             message.clear_files();
             message.clear_vdso();
             message.set_same_mappings(true);
-        } else {
-            mark_content(message, member->content);
         }
         for (const ByteRange& range : member->dropped) {
             image::PageSpan& span = *message.add_dropped();

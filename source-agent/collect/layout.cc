@@ -248,12 +248,4 @@ void LayoutReader::told(const image::Layout& layout) {
     }
 }
 
-void mark_content(image::Layout& layout, const std::vector<ByteRange>& ranges) {
-    auto range = ranges.begin();
-    for (image::MappingRange& mapping : *layout.mutable_mappings()) {
-        while (range != ranges.end() && range->end <= mapping.start()) ++range;
-        mapping.set_has_content(range != ranges.end() && range->start < mapping.end());
-    }
-}
-
 }  // namespace godwit

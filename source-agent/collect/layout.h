@@ -63,7 +63,4 @@ class LayoutReader {
     std::set<uint64_t> moving_files_;
 };
 
-// Sets MappingRange.has_content where the ranges say so.
-void mark_content(image::Layout& layout, const std::vector<ByteRange>& ranges);
-
 }  // namespace godwit

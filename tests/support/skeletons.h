@@ -68,7 +68,6 @@ inline MappingRange& add(image::Layout& layout, uint64_t start, uint64_t pages, 
     range.set_end(start + pages * page);
     range.set_kind(kind);
     range.set_protection(static_cast<uint32_t>(protection));
-    range.set_has_content(kind == image::MAPPING_ANONYMOUS && protection != PROT_NONE);
     return range;
 }
 
@@ -82,7 +81,6 @@ inline void add_vdso(image::Layout& layout) {
         if (first == 0) first = vma.start;
         MappingRange& range = add(layout, vdso_area + (vma.start - first), vma.size() / page,
                                   vdso ? image::MAPPING_VDSO : image::MAPPING_VVAR, static_cast<int>(vma.protection));
-        range.set_has_content(false);
         if (vdso) layout.set_vdso(range.start());
     }
 }

